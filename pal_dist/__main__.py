@@ -1,0 +1,3 @@
+from pal_dist.cli import main
+
+main()

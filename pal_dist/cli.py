@@ -1,0 +1,230 @@
+"""The verbs. The only room that reads the command line and the environment's folders, and prints results."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pal_dist.config import describe, resolve, settings
+from pal_dist.errors import UserError
+from pal_dist.report import table
+
+Verb = Callable[..., None]
+
+
+def cache_folder(chosen: str | None) -> Path:
+    """Where tokenised corpora go unless --cache_dir says otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(chosen).expanduser() if chosen else Path(base).expanduser() / "pal_dist"
+
+
+def _run(flags: dict[str, Any]) -> tuple[Any, dict[str, str]]:
+    return resolve({name: value for name, value in flags.items() if name != "config"}, flags.get("config"))
+
+
+def train(**flags: str) -> None:
+    """Train a model on several tasks at once. Writes the model, its scores and its logs into --output_dir."""
+    run, origins = _run(flags)
+    from pal_dist.session import train as start
+
+    start(run, origins, cache_dir=cache_folder(run.data.cache_dir))
+
+
+def config(**flags: str) -> None:
+    """Show every setting's effective value and where it came from, without starting anything."""
+    run, origins = _run(flags)
+    values = {name: value for section in run.to_dict().values() for name, value in section.items()}
+    rows = [[settings()[name].section, name, _shown(value), origins[name]] for name, value in values.items()]
+    print(table(["section", "setting", "value", "origin"], rows))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def tasks(**flags: str) -> None:
+    """List the tasks of the table, or those of --tasks: what they predict and which files they read."""
+    _only(flags, {"tasks"})
+    from pal_dist.tasks import TASKS, resolve_tasks
+
+    chosen = resolve_tasks(flags["tasks"].split(",")) if flags.get("tasks") else tuple(TASKS.values())
+    rows = []
+    for task in chosen:
+        objective = json.dumps(task.objective.to_dict()).strip("{}").replace('"', "")
+        texts = str(task.text_a) if task.text_b is None else f"{task.text_a}, {task.text_b}"
+        rows.append([task.name, objective, task.metric, texts, str(task.label), " ".join(task.files.values())])
+    print(table(["task", "predicts", "headline metric", "texts", "label", "files"], rows))
+
+
+def evaluate(run: str | None = None, **flags: str) -> None:
+    """Score a saved model on a whole split: pal-dist evaluate RUN [--split dev] [--tasks sst]. Prints JSON last."""
+    split = flags.pop("split", "dev")
+    opened, chosen = _open(run, flags)
+    from pal_dist.answers import score_split
+
+    scores = score_split(opened, chosen, split)
+    rows = [[name, metric, f"{value:.4f}"] for name, entry in scores.items() for metric, value in entry.items()]
+    if opened.engine.is_main:
+        if opened.sources.synthetic:
+            print("SYNTHETIC text: these scores say nothing about real data", file=sys.stderr)
+        print(table(["task", "metric", split], rows), file=sys.stderr)
+        print(json.dumps({split: scores}))
+    opened.engine.close()
+
+
+def predict(run: str | None = None, **flags: str) -> None:
+    """Predict a split into files, or one text: pal-dist predict RUN [--split test] | --task sst --text "..." ."""
+    asked = {name: flags.pop(name) for name in ("text", "text_b", "task", "split", "predictions_dir") if name in flags}
+    if "text" in asked and "task" not in asked:
+        raise UserError('predict --text "..." needs --task NAME, the task to ask')
+    if "text_b" in asked and "text" not in asked:
+        raise UserError("predict --text_b is the second text of a pair: give the first as --text")
+    if "task" in asked and "text" not in asked:
+        flags["tasks"] = asked["task"]
+    opened, chosen = _open(run, flags)
+    from pal_dist.answers import answer, write_predictions
+
+    if "text" in asked:
+        found = answer(opened, asked["task"], asked["text"], asked.get("text_b"))
+        if opened.engine.is_main:
+            print(json.dumps(found))
+    else:
+        folder = Path(asked.get("predictions_dir") or opened.folder / "predictions")
+        for path in write_predictions(opened, chosen, asked.get("split", "test"), folder):
+            print(path)
+    opened.engine.close()
+
+
+def _open(path: str | None, flags: dict[str, str]) -> tuple[Any, list[str] | None]:
+    """The saved model that RUN, --run or --model names; without any, the newest run of this folder."""
+    given = [name for name in (path, flags.pop("run", None), flags.pop("model", None)) if name]
+    if len(given) > 1:
+        raise UserError(f"name one run or model folder, found {', '.join(given)}")
+    chosen = flags.pop("tasks").split(",") if "tasks" in flags else None
+    allowed = {"data_dir", "cache_dir", "max_length", "max_characters", "bad_rows", "precision", "tokens_per_micro_batch"}
+    _only(flags, allowed | {"run", "model", "tasks", "split", "text", "text_b", "task", "predictions_dir"})
+    run, _ = resolve(flags)  # so that a wrong value is named before anything is loaded
+    folder = Path(given[0]) if given else _newest_run()
+    from pal_dist.session import open_model
+
+    return open_model(folder, flags, cache_dir=cache_folder(run.data.cache_dir)), chosen
+
+
+def _newest_run() -> Path:
+    runs = sorted(Path("runs").glob("*/model/config.json"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise UserError("name a run: pal-dist evaluate RUN (there is no finished run under ./runs)")
+    print(f"using the newest run, {runs[-1].parent.parent}", file=sys.stderr)
+    return runs[-1].parent.parent
+
+
+def convert(**flags: str) -> None:
+    """Read a checkpoint of the PAL authors' program: --checkpoint FILE --bert_config FILE --tasks a,b --output_dir X."""
+    known = ("checkpoint", "bert_config", "tasks", "output_dir")
+    _only(flags, set(known))
+    missing = [f"--{name}" for name in known if name not in flags]
+    if missing:
+        raise UserError(f"convert needs {', '.join(missing)}")
+    from pal_dist.convert import convert_files
+
+    convert_files(Path(flags["checkpoint"]), Path(flags["bert_config"]), flags["tasks"].split(","),
+                  Path(flags["output_dir"]))  # fmt: skip
+    print(flags["output_dir"])
+
+
+def data(action: str = "", **flags: str) -> None:
+    """Get real data: pal-dist data fetch --data_dir DATA [--tasks sst,para,sts,cola,...]. Needs a network."""
+    _only(flags, {"data_dir", "tasks"})
+    if action != "fetch" or "data_dir" not in flags:
+        raise UserError("use: pal-dist data fetch --data_dir FOLDER [--tasks sst,para,sts,cola,...]")
+    from pal_dist.fetch import fetch
+
+    for path in fetch(Path(flags["data_dir"]).expanduser(), flags.get("tasks", "sst,cfimdb,para,sts").split(",")):
+        print(path)
+
+
+VERBS: dict[str, Verb] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "config": config,
+    "tasks": tasks,
+    "data": data,
+    "convert": convert,
+}
+
+
+def _only(flags: dict[str, str], known: set[str]) -> None:
+    for name in flags:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean --{near[0]}?" if near else f"known: {', '.join(f'--{k}' for k in sorted(known))}"
+            raise UserError(f"unknown setting --{name}: {hint}")
+
+
+def help_text(verb: str | None = None) -> str:
+    """The overview, or one verb's page with every setting it takes."""
+    if verb is None:
+        rows = [[name, (function.__doc__ or "").split("\n")[0]] for name, function in VERBS.items()]
+        width = max(map(len, VERBS))
+        lines = [f"  {name.ljust(width)}  {text}" for name, text in rows]
+        return "\n".join(["pal-dist VERB [--setting value ...]", "", *lines, "", "pal-dist VERB --help shows a verb's settings."])
+    lines = [f"pal-dist {verb}: {VERBS[verb].__doc__}"]
+    if verb in ("train", "config"):
+        lines += ["", "  --config FILE", "      A yaml of the settings below; the command line wins over it."]
+        for setting in settings().values():
+            lines += [
+                f"  --{setting.name} {describe(setting.kind)}   (default: {_shown(setting.default)})",
+                f"      {setting.help}",
+            ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 2 a mistake in what was given (said in plain words), 130 interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("--help", "-h", "help"):
+        print(help_text())
+        return
+    try:
+        _dispatch(given)
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # every rank finds the same mistake: one says it
+            print(f"pal-dist: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\npal-dist: interrupted; the last checkpoint is whole, the same command goes on from it", file=sys.stderr)
+        sys.exit(130)
+
+
+def _dispatch(given: list[str]) -> None:
+    verb = given[0]
+    if verb == "--version":
+        from pal_dist import __version__
+
+        print(__version__)
+        return
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        raise UserError(f"unknown verb `{verb}`" + (f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(VERBS)}"))
+    if "--help" in given or "-h" in given:
+        print(help_text(verb))
+        return
+    import fire
+    from fire.decorators import SetParseFn
+
+    def checked(*positional: str, **flags: str) -> None:
+        """Fire hands over what it read; more words than the verb takes are a mistake, not a second command."""
+        takes = {"evaluate": 1, "predict": 1, "data": 1}.get(verb, 0)
+        if len(positional) > takes:
+            raise UserError(f"{verb} takes settings as --name value; found the loose word `{positional[takes]}`")
+        VERBS[verb](*positional, **flags)
+
+    fire.Fire(SetParseFn(str)(checked), command=given[1:], name=f"pal-dist {verb}")

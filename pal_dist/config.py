@@ -1,0 +1,346 @@
+"""Everything a run can be told, in one frozen tree, with every problem reported at once and its cure.
+
+A value comes from the defaults here, then a config file, then the command line; the last one wins, and
+`resolve` remembers where each came from.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pal_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    data_dir: str = "builtin"
+    """Folder with the tasks' files; `builtin` writes a small synthetic corpus for sst, para and sts."""
+
+    tasks: tuple[str, ...] = ("sst", "para", "sts")
+    """Tasks, separated by commas: names that `pal-dist tasks` lists, or paths of task yamls."""
+
+    max_length: int = 128
+    """Longest sequence in word pieces, special tokens included; longer texts are cut, counted and reported."""
+
+    max_characters: int = 20_000
+    """Longest text in characters; a longer one is a bad row (most often an unclosed quote that swallowed the file)."""
+
+    bad_rows: Literal["damaged", "skip", "stop"] = "damaged"
+    """What a bad row does. damaged: skip rows with missing fields or empty values, stop at rows that contradict the
+    task (label out of range, text too long). skip: skip all of them. stop: stop at the first. Always named, counted."""
+
+    cache_dir: str | None = None
+    """Where tokenised corpora are kept; None: `$XDG_CACHE_HOME/pal_dist` or `~/.cache/pal_dist`."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    model: str = "minilm"
+    """Encoder: `minilm` (comes with the `offline` extra), a name on the model hub, or a folder."""
+
+    adapter: Literal["pal", "none"] = "pal"
+    """Kind of the per-task adapter beside the shared layers."""
+
+    adapter_hidden: int = 204
+    """Width of the adapter: 204 as in the PAL paper, 192 (12 heads of 16) for tensor cores."""
+
+    adapter_heads: int = 12
+    """Attention heads of a PAL: 12 as in the paper; the authors' program has 6."""
+
+    adapter_layers: tuple[int, ...] | None = None
+    """Encoder layers that carry adapters, from 0; None: all."""
+
+    pooling: Literal["pooler", "first", "mean"] | None = None
+    """What the heads read. pooler: tanh(dense(first token)); first: the first token; mean: the mean over all tokens.
+    None: pooler where the checkpoint has one trained, which is BERT's own way."""
+
+    head_layers: int = 0
+    """Hidden layers (dropout, linear, ReLU) of each task's head before its output layer."""
+
+    dropout: float | None = None
+    """Probability of dropout everywhere in the model; None: the checkpoint's own (0.1 for BERT)."""
+
+    head_dropout: float | None = None
+    """Probability of dropout in the heads; None: as `dropout`."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    batch_size: int = 32
+    """Examples of one task in one optimizer step, over all ranks."""
+
+    sampling: Literal["round_robin", "random", "proportional", "sqrt", "annealed"] = "round_robin"
+    """How often tasks are served: alike in turn, alike at random, or with chances proportional to
+    (number of examples) ** alpha, where alpha is 1, 0.5, or falls from 1 to 0.2 over the epochs."""
+
+    step_tasks: Literal["all", "one"] = "all"
+    """all: every optimizer step serves every task (task-complete). one: one task per optimizer step."""
+
+    tokens_per_micro_batch: int = 4096
+    """Most tokens, padding included, that go through the model at once on one rank. Sets memory, never the gradient."""
+
+    window_batches: int = 64
+    """Examples are shuffled, then sorted by length within windows of this many batches, whose batches are shuffled."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """adamw: PyTorch's fused AdamW. The 8-bit ones are bitsandbytes' and keep embeddings and small tensors in 32 bits."""
+
+    learning_rate: float | None = None
+    """Peak learning rate. None: 1e-3 in pretrain; in finetune the paper's 1e-5 for encoders of BERT-base width or more,
+    and a measured one for narrower encoders (`pal-dist config` shows it)."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay of weight matrices; biases and LayerNorms have none."""
+
+    warmup: float = 0.1
+    """Share of all steps over which the learning rate rises linearly from 0; afterwards it falls linearly to 0."""
+
+    max_gradient_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0: never."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    output_dir: str | None = None
+    """Folder of the run; None: `runs/NUMBER`, the next free number."""
+
+    mode: Literal["finetune", "pretrain"] = "finetune"
+    """finetune: everything is trained. pretrain: the encoder is frozen; adapters and heads are trained."""
+
+    epochs: int = 3
+    """Passes; what an epoch is under the chosen sampling is printed before step 1."""
+
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says; None: no such limit."""
+
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """auto: bf16 on GPUs of capability 8.0 and above, fp16 below (a T4 only emulates bf16), fp32 on a CPU."""
+
+    seed: int = 0
+    """Seed of initial weights, dropout, sampling and shuffling."""
+
+    evaluate_every: str = "epoch"
+    """Optimizer steps between evaluations on the dev split, or `epoch`, or `none` (only at the end)."""
+
+    patience: int | None = None
+    """Stop after this many evaluations without a better mean; None: never."""
+
+    keep_best: Literal["mean", "each"] = "mean"
+    """mean: keep the model with the best mean of headline metrics. each: also keep each task's best model."""
+
+    log_every: int = 10
+    """Optimizer steps between log entries."""
+
+    resume: Literal["auto", "no"] = "auto"
+    """auto: go on from the last checkpoint in `output_dir`, if there is one of the same run. no: `output_dir` must be new."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole run. Sections only group the fields: names are unique, so a flag is a field's name."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        problems = list(_problems(self))
+        if problems:
+            raise UserError("\n".join(problems))
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return asdict(self)
+
+
+def _problems(run: RunConfig) -> Iterator[str]:
+    """Every rule that the values break, each with its cure."""
+    data, model, batch, optimizer, train = run.data, run.model, run.batch, run.optimizer, run.train
+    positive = {
+        "max_length": data.max_length - 2, "max_characters": data.max_characters, "batch_size": batch.batch_size,
+        "adapter_hidden": model.adapter_hidden, "adapter_heads": model.adapter_heads, "epochs": train.epochs,
+        "window_batches": batch.window_batches, "log_every": train.log_every,
+    }  # fmt: skip
+    for name, value in positive.items():
+        if value < 1:
+            yield f"--{name} is too small: it must be at least {3 if name == 'max_length' else 1}"
+    for name, maybe in {"max_steps": train.max_steps, "patience": train.patience}.items():
+        if maybe is not None and maybe < 1:
+            yield f"--{name} must be at least 1, or none; found {maybe}"
+    if not data.tasks:
+        yield "--tasks is empty: name at least one task (`pal-dist tasks` lists them)"
+    if model.adapter == "pal" and model.adapter_heads > 0 and model.adapter_hidden % model.adapter_heads:
+        yield (
+            f"--adapter_hidden {model.adapter_hidden} cannot be split into --adapter_heads {model.adapter_heads}: "
+            f"choose a multiple (204 with 12 or 6 heads, 192 with 12)"
+        )
+    for name, share in {"dropout": model.dropout, "head_dropout": model.head_dropout}.items():
+        if share is not None and not 0 <= share < 1:
+            yield f"--{name} is a probability, from 0 up to but not including 1; found {share}"
+    if not 0 <= optimizer.warmup <= 1:
+        yield f"--warmup is a share of all steps, from 0 to 1; found {optimizer.warmup}"
+    if optimizer.learning_rate is not None and not optimizer.learning_rate > 0:
+        yield f"--learning_rate must be above 0; found {optimizer.learning_rate}"
+    for name, amount in {
+        "weight_decay": optimizer.weight_decay,
+        "max_gradient_norm": optimizer.max_gradient_norm,
+        "head_layers": model.head_layers,
+        "seed": train.seed,
+    }.items():
+        if not amount >= 0:
+            yield f"--{name} must not be negative; found {amount}"
+    if batch.tokens_per_micro_batch < data.max_length:
+        yield (
+            f"--tokens_per_micro_batch {batch.tokens_per_micro_batch} cannot hold one sequence of --max_length "
+            f"{data.max_length}: raise the first or lower the second"
+        )
+    every = train.evaluate_every
+    if every not in ("epoch", "none") and not (every.isdigit() and int(every) > 0):
+        yield f"--evaluate_every takes a number of steps, `epoch` or `none`; found {every!r}"
+    if train.patience is not None and every == "none":
+        yield "--patience counts evaluations, and --evaluate_every none makes none: drop one of them"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of the tree as a flag."""
+
+    section: str
+    name: str
+    kind: Any
+    default: Any
+    help: str
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """Every flag by name, with its type, default and docstring, read from the classes above."""
+    found: dict[str, Setting] = {}
+    for section in fields(RunConfig):
+        cls = get_type_hints(RunConfig)[section.name]
+        hints, documents = get_type_hints(cls), _field_docstrings(cls)
+        for entry in fields(cls):
+            assert entry.name not in found, f"two sections have a field {entry.name}"
+            found[entry.name] = Setting(
+                section.name, entry.name, hints[entry.name], entry.default, documents[entry.name]
+            )
+    return found
+
+
+def _field_docstrings(cls: type) -> dict[str, str]:
+    """The string under each field, which Python itself drops: read from the source."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    documents: dict[str, str] = {}
+    for entry, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
+            assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant), entry.target.id
+            documents[entry.target.id] = " ".join(str(following.value.value).split())
+    return documents
+
+
+def describe(kind: Any) -> str:
+    """A type as a person reads it: `whole number`, `a|b`, `number or none`."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in get_args(kind))
+    if get_origin(kind) is tuple:
+        return describe(get_args(kind)[0]) + ",..."
+    return {int: "whole number", float: "number", str: "text", bool: "true|false", type(None): "none"}[kind]
+
+
+def coerce(value: Any, kind: Any) -> Any:
+    """A value from the command line (text) or a yaml (already typed) as the field's type. Raises ValueError."""
+    if get_origin(kind) in (Union, types.UnionType):
+        options = get_args(kind)
+        if type(None) in options and (value is None or str(value).lower() in ("none", "null")):
+            return None
+        return coerce(value, next(option for option in options if option is not type(None)))
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+    elif get_origin(kind) is tuple:
+        parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+        return tuple(coerce(part, get_args(kind)[0]) for part in (str(part).strip() for part in parts) if part)
+    elif kind is str:
+        return str(value)
+    elif kind is bool:
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+    elif not isinstance(value, bool):  # int and float; True is no number here
+        number = float(value)
+        if kind is float:
+            return number
+        if number.is_integer():
+            return int(number)
+    raise ValueError
+
+
+def resolve(flags: Mapping[str, Any], file: str | None = None) -> tuple[RunConfig, dict[str, str]]:
+    """Defaults < config file < flags -> the run and, for each field, where its value came from.
+
+    A config file is a yaml of field names, flat or grouped by section. Raises UserError with every problem at once.
+    """
+    values: dict[str, Any] = {name: setting.default for name, setting in settings().items()}
+    origins = dict.fromkeys(values, "default")
+    problems: list[str] = []
+    layers = [(f"file {file}", _read_file(file))] if file else []
+    for origin, layer in [*layers, ("command line", flags)]:
+        for name, given in layer.items():
+            if name not in values:
+                near = difflib.get_close_matches(name, values, n=1)
+                hint = f"did you mean --{near[0]}?" if near else "`pal-dist train --help` lists all"
+                problems.append(f"unknown setting --{name} ({origin}): {hint}")
+                continue
+            kind = settings()[name].kind
+            try:
+                values[name] = coerce(given, kind)
+                origins[name] = origin
+            except (ValueError, TypeError):
+                problems.append(f"--{name} takes {describe(kind)}; found {given!r} ({origin})")
+    if problems:
+        raise UserError("\n".join(problems))
+    sections: dict[str, dict[str, Any]] = {}
+    for name, setting in settings().items():
+        sections.setdefault(setting.section, {})[name] = values[name]
+    hints = get_type_hints(RunConfig)
+    return RunConfig(**{section: hints[section](**entries) for section, entries in sections.items()}), origins
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: not readable as yaml: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected `field: value` lines, found {type(content).__name__}")
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def run_from_dict(sections: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """The inverse of `RunConfig.to_dict`, as written beside a run."""
+    flags = {name: value for section in sections.values() for name, value in section.items()}
+    return resolve(flags)[0]
+
+
+assert all(is_dataclass(kind) for kind in get_type_hints(RunConfig).values())

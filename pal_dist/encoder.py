@@ -1,0 +1,161 @@
+"""BERT's encoder under Transformers' parameter names, with a place beside every layer for an adapter.
+
+It computes what Transformers' BertModel computes (a test holds it to 1e-5 in float32), with two savings: no mask where
+nothing is padded, and a last layer that computes only the first token where only that is read. Shapes: B examples, L tokens, Q queries (L or 1), D hidden, F intermediate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig
+
+from pal_dist.attention import Dropout, attention
+
+Residual = Callable[[int, Tensor, Tensor | None, int], Tensor | None]
+"""(layer, hidden_BLD, mask, queries) -> (B, Q, D) to add at the layer's second LayerNorm, or None."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+class Embeddings(nn.Module):
+    """Word + position + token type, LayerNorm, dropout."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids_BL: Tensor, token_type_ids_BL: Tensor) -> Tensor:
+        length = input_ids_BL.shape[1]
+        # The position rows are the first L of the table: a slice, not a lookup, has a cheap backward.
+        fixed_LD = self.position_embeddings.weight[:length]
+        types_BLD = F.embedding(token_type_ids_BL, self.token_type_embeddings.weight)
+        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids_BL) + types_BLD + fixed_LD))
+
+
+class SelfAttention(nn.Module):
+    """Query, key and value of every head. The output projection is the parent's."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
+        self.query, self.key, self.value = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(3))
+
+    def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor:
+        return attention(
+            self.query(hidden_BLD[:, :queries]),
+            self.key(hidden_BLD),
+            self.value(hidden_BLD),
+            mask,
+            heads=self.heads,
+            p=self.dropout,
+            training=self.training,
+        )
+
+
+class ResidualOutput(nn.Module):
+    """dropout(dense(x)) + residual, normalised."""
+
+    def __init__(self, inputs: int, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, inner: Tensor, residual_BQD: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(inner)) + residual_BQD)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.self = SelfAttention(config)
+        self.output = ResidualOutput(config.hidden_size, config)
+
+    def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor:
+        return self.output(self.self(hidden_BLD, mask, queries), hidden_BLD[:, :queries])
+
+
+class Intermediate(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, attended_BQD: Tensor) -> Tensor:
+        return self.activation(self.dense(attended_BQD))
+
+
+class Layer(nn.Module):
+    """out = LN(dropout(FFN(a)) + a + adapter(h)), where a = LN(h + dropout(W_O attention(h)))."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.intermediate = Intermediate(config)
+        self.output = ResidualOutput(config.intermediate_size, config)
+
+    def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int, adapter_BQD: Tensor | None) -> Tensor:
+        attended_BQD = self.attention(hidden_BLD, mask, queries)
+        residual_BQD = attended_BQD if adapter_BQD is None else attended_BQD + adapter_BQD
+        return self.output(self.intermediate(attended_BQD), residual_BQD)
+
+
+class Layers(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+
+class Pooler(nn.Module):
+    """tanh(dense(first token))."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_BLD: Tensor) -> Tensor:
+        return torch.tanh(self.dense(hidden_BLD[:, 0]))
+
+
+class Encoder(nn.Module):
+    """The module tree of Transformers' BertModel: embeddings, encoder.layer.N, pooler."""
+
+    def __init__(self, config: BertConfig, *, pooler: bool = True):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Layers(config)
+        self.pooler = Pooler(config) if pooler else None
+
+    def forward(
+        self,
+        input_ids_BL: Tensor,
+        token_type_ids_BL: Tensor,
+        mask_BL: Tensor | None,
+        *,
+        residual: Residual | None = None,
+        first_only: bool = False,
+    ) -> Tensor:
+        """Hidden states of the last layer, (B, L, D), or (B, 1, D) where only the first token is wanted."""
+        mask = None if mask_BL is None else mask_BL[:, None, None, :]
+        hidden = self.embeddings(input_ids_BL, token_type_ids_BL)
+        last = len(self.encoder.layer) - 1
+        for index, layer in enumerate(self.encoder.layer):
+            queries = 1 if first_only and index == last else hidden.shape[1]
+            added = None if residual is None else residual(index, hidden, mask, queries)
+            hidden = layer(hidden, mask, queries, added)
+        return hidden

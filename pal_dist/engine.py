@@ -1,0 +1,186 @@
+"""Devices, precision and ranks: the only room that knows Accelerate and torch.distributed.
+
+Micro-steps are local: no collective runs in forward or backward. Once per optimizer step the gradients are summed over
+the ranks, in buckets. So any mix of tasks gives the same gradient as one process with one big batch, a parameter that
+no served task uses keeps no gradient on every rank, and nothing can wait for a rank that is still computing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pal_dist.data import Batch
+from pal_dist.errors import UserError
+
+BUCKET_ELEMENTS = 32 * 1024 * 1024
+"""Gradient elements summed over the ranks in one collective: large enough to be limited by bandwidth alone."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of the model's matrix products; parameters and their gradients stay in float32."""
+
+    name: str
+    reason: str
+
+
+def choose_precision(asked: str, capability: tuple[int, int] | None) -> Precision:
+    """The precision for a GPU of this compute capability (None: a CPU). Raises UserError where it cannot be right."""
+    if asked == "fp16" and capability is None:
+        raise UserError("--precision fp16 needs a GPU (on a CPU it would silently be fp32); use auto, fp32 or bf16")
+    if asked == "bf16" and capability is not None and capability < (8, 0):
+        major, minor = capability
+        raise UserError(
+            f"--precision bf16: this GPU has capability {major}.{minor} and only emulates bf16, four times slower than "
+            f"fp16; use auto or fp16"
+        )
+    if asked != "auto":
+        return Precision(asked, "asked for")
+    if capability is None:
+        return Precision("fp32", "no GPU")
+    named = f"GPU capability {capability[0]}.{capability[1]}"
+    if capability < (8, 0):
+        return Precision("fp16", f"{named}: below 8.0 bf16 is only emulated")
+    return Precision("bf16", f"{named}: bf16 needs no loss scaling")
+
+
+class Engine:
+    """One rank's hands: puts things on its device, runs them in the run's precision, meets the other ranks."""
+
+    def __init__(self, *, precision: str = "auto"):
+        # Said before Accelerate looks: without it, processes of a CPU launch each believe they are alone.
+        if not torch.cuda.is_available():
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, warns that it guessed
+        from accelerate import Accelerator
+
+        capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+        self.precision = choose_precision(precision, capability)
+        mixed = {"fp32": "no"}.get(self.precision.name, self.precision.name)
+        self.accelerator = Accelerator(mixed_precision=mixed, gradient_accumulation_steps=1)
+        promised = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.accelerator.num_processes != promised:
+            raise UserError(
+                f"the launcher started {promised} processes, but Accelerate sees {self.accelerator.num_processes}; "
+                f"start with: accelerate launch --config_file accelerate_configs/cpu_2.yaml -m pal_dist train ..."
+            )
+        self.device: torch.device = self.accelerator.device
+        self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
+        self.is_main: bool = self.accelerator.is_main_process
+        self.multiple = 8 if self.device.type == "cuda" else 1
+        """Sequence lengths are padded to a multiple of this: fused attention kernels want aligned masks."""
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the model (already on the device) and its optimizer in hand. Ranks start from rank 0's parameters."""
+        self.model = model
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
+        self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if self.ranks > 1:
+            for bucket in _buckets([parameter.data for parameter in model.parameters()]):
+                flat = torch.cat([part.flatten() for part in bucket])
+                torch.distributed.broadcast(flat, src=0)
+                _unflatten_into(bucket, flat)
+
+    def to_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        moved = [
+            part.pin_memory().to(self.device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch
+        ]
+        return Batch(*moved)  # type: ignore[arg-type]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """logits_BC in float32 (or the model's own wider type) of a batch on the CPU."""
+        with self.accelerator.autocast():
+            logits: Tensor = self.model(self.to_device(batch))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def backward(self, loss_sum: Tensor, count: int) -> None:
+        """Add d(loss_sum / count) to this rank's gradients; `count` is the step's examples over all ranks."""
+        self.accelerator.backward(loss_sum / count)
+
+    def reduce_gradients(self) -> None:
+        """Sum the gradients over the ranks. Which parameters have one is the same everywhere, by construction."""
+        if self.ranks == 1:
+            return
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            torch.distributed.all_reduce(flat)
+            _unflatten_into(bucket, flat)
+
+    def step(self, *, rate: float, max_norm: float) -> Tensor:
+        """Reduce, clip, update with this learning rate, and clear. Returns the gradient norm before clipping."""
+        self.reduce_gradients()
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.trained, max_norm or float("inf"))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # none, not zero: AdamW leaves tasks that are not served alone
+        return norm
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every rank's item, in rank order, on every rank."""
+        if self.ranks == 1:
+            return [item]
+        gathered: list[Any] = [None] * self.ranks
+        torch.distributed.all_gather_object(gathered, item)
+        return gathered
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def memory(self) -> int:
+        """Bytes in use: the highest so far on a GPU, this process's resident memory on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+
+    def random_state(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def set_random_state(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+    def scaler_state(self) -> dict[str, Any]:
+        """State of fp16's loss scaling; empty in other precisions."""
+        scaler = self.accelerator.scaler
+        return dict(scaler.state_dict()) if scaler is not None else {}
+
+    def set_scaler_state(self, state: dict[str, Any]) -> None:
+        if state and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state)
+
+    def close(self) -> None:
+        self.accelerator.end_training()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(part.numel() for part in bucket) + tensor.numel() > BUCKET_ELEMENTS:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _unflatten_into(parts: list[Tensor], flat: Tensor) -> None:
+    pieces = flat.split([part.numel() for part in parts])
+    torch._foreach_copy_(parts, [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)])

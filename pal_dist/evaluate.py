@@ -1,0 +1,75 @@
+"""Whole-split predictions, gathered once; metrics of all predictions and all labels, never averaged over batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pal_dist.batching import evaluation_batches
+from pal_dist.data import Corpus
+from pal_dist.engine import Engine
+from pal_dist.tasks import Task
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A split's logits (examples, C), in the order of the file, on every rank."""
+
+    task: Task
+    corpus: Corpus
+    logits: NDArray[np.float32]
+
+    @property
+    def values(self) -> NDArray[Any]:
+        return self.task.objective.predict(self.logits)
+
+    def metrics(self) -> dict[str, float]:
+        return self.task.objective.metrics(self.values, np.asarray(self.corpus.labels))
+
+    def confusion(self) -> NDArray[np.int64] | None:
+        """Counts [label, prediction]; None where the task predicts a score."""
+        outputs = max(self.task.objective.outputs, 2)
+        pairs = np.stack([self.corpus.labels, self.values])
+        if not np.array_equal(pairs, pairs.astype(int)) or self.task.objective.to_dict().get("score"):
+            return None
+        counts = np.zeros((outputs, outputs), dtype=np.int64)
+        np.add.at(counts, tuple(pairs.astype(int)), 1)
+        return counts
+
+
+@torch.inference_mode()
+def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_id: int = 0) -> Predictions:
+    """Run a whole split, spread over the ranks. Logits leave the device batch by batch, so they never pile up there."""
+    engine.model.eval()
+    rows = evaluation_batches(
+        corpus.lengths, budget=budget, rank=engine.rank, ranks=engine.ranks, multiple=engine.multiple
+    )
+    batches = (corpus.batch(task.name, part, padding_id=padding_id, multiple=engine.multiple) for part in rows)
+    found = [(part, engine.forward(batch).cpu().numpy()) for part, batch in zip(rows, batches, strict=True)]
+    logits = np.empty((len(corpus), task.objective.outputs), dtype=np.float32)
+    for share in engine.gather(found):
+        for part, values in share:
+            logits[part] = values
+    return Predictions(task, corpus, logits)
+
+
+def course_lines(predictions: Predictions) -> list[str]:
+    """A prediction file in the course's own format, spaces included."""
+    pairs = enumerate(predictions.values.tolist())
+    whole = predictions.task.objective.outputs > 1  # classes are written as 3, yes or no as 1.0, scores as 2.71
+    lines = [f"{predictions.corpus.id(row)} , {int(value) if whole else value} " for row, value in pairs]
+    return [f"id \t {predictions.task.prediction_title} ", *lines]
+
+
+def json_records(predictions: Predictions) -> list[dict[str, Any]]:
+    """One record a row, in the order of the file; labels in the file's own words, where it has words."""
+    names = getattr(predictions.task.objective, "names", ())
+    records = []
+    for row, (value, logits) in enumerate(zip(predictions.values.tolist(), predictions.logits.tolist(), strict=True)):
+        label = names[int(value)] if names else value
+        records.append({"id": predictions.corpus.id(row), "prediction": label, "logits": logits})
+    return records

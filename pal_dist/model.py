@@ -1,0 +1,205 @@
+"""One shared BERT, an adapter and a head per task: a `PreTrainedModel` like any other."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import BertConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import logging as transformers_logging
+
+from pal_dist.adapters import Adapter, Geometry, ZeroLinear
+from pal_dist.attention import Dropout
+from pal_dist.config import ModelConfig
+from pal_dist.data import Batch
+from pal_dist.encoder import ACTIVATIONS, Encoder
+from pal_dist.errors import UserError
+from pal_dist.pretrained import OURS, read_model_config
+from pal_dist.tasks import Task, task_from_dict, task_to_dict
+
+
+class MultiTaskBertConfig(BertConfig):
+    """BERT's own config, and what stands beside it. Plain values only, so that it is written as JSON."""
+
+    model_type = OURS
+
+    def __init__(
+        self,
+        tasks: list[dict[str, Any]] | None = None,
+        adapter: str = "none",
+        adapter_hidden: int = 204,
+        adapter_heads: int = 12,
+        adapter_layers: list[int] | None = None,
+        pooling: str = "pooler",
+        head_layers: int = 0,
+        head_dropout: float = 0.1,
+        **bert: Any,
+    ):
+        super().__init__(**bert)
+        self.tasks = tasks or []
+        self.adapter, self.adapter_hidden, self.adapter_heads = adapter, adapter_hidden, adapter_heads
+        self.adapter_layers = adapter_layers
+        self.pooling, self.head_layers, self.head_dropout = pooling, head_layers, head_dropout
+
+    def task_table(self) -> dict[str, Task]:
+        found = [task_from_dict(entry, where="the model's config") for entry in self.tasks]
+        return {task.name: task for task in found}
+
+    def geometry(self) -> Geometry:
+        layers = range(self.num_hidden_layers) if self.adapter_layers is None else self.adapter_layers
+        return Geometry(
+            encoder_hidden=self.hidden_size,
+            layers=tuple(layers),
+            hidden=self.adapter_hidden,
+            heads=self.adapter_heads,
+            dropout=self.attention_probs_dropout_prob,
+        )
+
+
+class Head(nn.Sequential):
+    """Hidden layers of dropout, linear, ReLU; then dropout and the output layer. (B, D) -> (B, outputs)."""
+
+    def __init__(self, hidden: int, layers: int, dropout: float, outputs: int):
+        inner = [module for _ in range(layers) for module in (Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU())]
+        super().__init__(*inner, Dropout(dropout), nn.Linear(hidden, outputs))
+
+
+class MultiTaskBert(PreTrainedModel):
+    """logits_BC of one task's batch. Task A's batch never touches task B's adapter or head."""
+
+    config_class = MultiTaskBertConfig
+    base_model_prefix = "bert"
+
+    def __init__(self, config: MultiTaskBertConfig):
+        super().__init__(config)
+        tasks = config.task_table()
+        self.bert = Encoder(config, pooler=config.pooling == "pooler")
+        self.adapters = nn.ModuleDict({name: Adapter.kinds[config.adapter](config.geometry()) for name in tasks})
+        self.heads = nn.ModuleDict(
+            {
+                name: Head(config.hidden_size, config.head_layers, config.head_dropout, task.objective.outputs)
+                for name, task in tasks.items()
+            }
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """BERT's initialisation, N(0, 0.02) with zero biases; called by Transformers for what no checkpoint filled."""
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+        if getattr(module, "bias", None) is not None:
+            init.zeros_(module.bias)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """logits_BC, C being the width of the batch's task."""
+        adapter = self.adapters[batch.task]
+        hidden = self.bert(
+            batch.input_ids_BL,
+            batch.token_type_ids_BL,
+            batch.mask_BL,
+            residual=adapter.residual,
+            first_only=self.config.pooling != "mean",
+        )
+        return self.heads[batch.task](self.pool(hidden, batch.mask_BL))
+
+    def pool(self, hidden_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """What the heads read, (B, D)."""
+        if self.config.pooling == "pooler":
+            return self.bert.pooler(hidden_BLD)
+        if self.config.pooling == "first":
+            return hidden_BLD[:, 0]
+        if mask_BL is None:
+            return hidden_BLD.mean(dim=1)
+        weights = mask_BL[:, :, None].to(hidden_BLD.dtype)
+        return (hidden_BLD * weights).sum(dim=1) / weights.sum(dim=1)
+
+    def task_parts(self) -> dict[str, nn.ModuleList]:
+        """What belongs to one task alone: its adapter and its head."""
+        return {name: nn.ModuleList([self.adapters[name], self.heads[name]]) for name in self.heads}
+
+    def task_state(self, task: str) -> dict[str, Tensor]:
+        """Parameters that belong to one task alone, under their names in the whole model."""
+        prefixes = (f"adapters.{task}.", f"heads.{task}.")
+        return {name: value for name, value in self.state_dict().items() if name.startswith(prefixes)}
+
+    def load_task(self, file: str | Path, task: str) -> None:
+        """Read one task's adapter and head from its own file. Raises UserError where they do not fit this model."""
+        found, wanted = load_file(file), self.task_state(task)
+        if found.keys() != wanted.keys() or any(found[name].shape != wanted[name].shape for name in found):
+            differing = sorted(found.keys() ^ wanted.keys()) or [n for n in found if found[n].shape != wanted[n].shape]
+            raise UserError(f"{file}: does not fit task `{task}` of this model; first difference: {differing[0]}")
+        self.load_state_dict(found, strict=False)
+
+    def freeze_encoder(self) -> None:
+        """Leave only adapters and heads to be trained (mode `pretrain`)."""
+        self.bert.requires_grad_(False)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Numbers of parameters: all, trained, shared, and of each task alone."""
+        counts = {
+            "total": sum(parameter.numel() for parameter in self.parameters()),
+            "trained": sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad),
+            "shared": sum(parameter.numel() for parameter in self.bert.parameters()),
+        }
+        for name, parts in self.task_parts().items():
+            counts[name] = sum(parameter.numel() for parameter in parts.parameters())
+        return counts
+
+
+def build_model(folder: Path, tasks: tuple[Task, ...], options: ModelConfig) -> MultiTaskBert:
+    """A model for these tasks on the encoder in `folder`: a BERT, or a model of ours whose fitting tasks go on.
+
+    What no weight was found for is new and drawn from torch's random state. Raises UserError where the folder's
+    encoder is not whole.
+    """
+    checkpoint = read_model_config(folder)
+    shared = {name: value for name, value in checkpoint.items() if name in BertConfig().to_dict()}
+    if checkpoint.get("hidden_act", "gelu") not in ACTIVATIONS:
+        raise UserError(f"{folder}: activation {checkpoint['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
+    if options.dropout is not None:
+        shared |= {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+    layers = options.adapter_layers
+    depth = checkpoint.get("num_hidden_layers", 12)
+    if layers is not None and (not layers or min(layers) < 0 or max(layers) >= depth):
+        raise UserError(f"--adapter_layers {layers}: {folder.name} has layers 0 to {depth - 1}")
+    for unwanted in ("architectures", "model_type", "transformers_version", "dtype", "torch_dtype"):
+        shared.pop(unwanted, None)
+    config = MultiTaskBertConfig(
+        tasks=[task_to_dict(task) for task in tasks],
+        adapter=options.adapter,
+        adapter_hidden=options.adapter_hidden,
+        adapter_heads=options.adapter_heads,
+        adapter_layers=None if layers is None else list(layers),
+        pooling=options.pooling or "pooler",
+        head_layers=options.head_layers,
+        head_dropout=options.head_dropout if options.head_dropout is not None else shared.get("hidden_dropout_prob", 0.1),
+        **shared,
+    )
+    return load_model(folder, config)
+
+
+def load_model(folder: Path, config: MultiTaskBertConfig | None = None) -> MultiTaskBert:
+    """`from_pretrained` in float32, quiet unless something is wrong with the encoder's weights."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        load = partial(MultiTaskBert.from_pretrained, folder, dtype=torch.float32, local_files_only=True)
+        model, found = load(config=config, output_loading_info=True)
+    finally:
+        transformers_logging.set_verbosity(level)
+    missing = [name for name in found["missing_keys"] if name.startswith("bert.") and not name.startswith("bert.pooler")]
+    if missing:
+        raise UserError(f"{folder}: the weights lack {len(missing)} of the encoder's parameters, first `{missing[0]}`")
+    if config is None and found["missing_keys"]:
+        raise UserError(f"{folder}: the saved model lacks {', '.join(sorted(found['missing_keys'])[:3])}")
+    return model

@@ -1,0 +1,162 @@
+"""What a person and a program see of a run: progress, TensorBoard, metrics.jsonl. Ranks other than 0 report nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pal_dist.files import full_disk_is_told
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+PLAIN_SECONDS = 10.0
+"""Least time between two progress lines where the output is no terminal."""
+
+
+def say(text: str = "") -> None:
+    """A line for the person, on standard error: standard output is for results that another program may read."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns aligned with spaces; numbers to the right."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(header))]
+    lines = []
+    for row in [header, ["-" * width for width in widths], *rows]:
+        cells = (
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numeric, strict=True)
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "").replace(",", "").replace("-", "").replace("%", "").isdigit() or text in ("", "nan")
+
+
+class Report:
+    """Says nothing: the report of the ranks other than 0, and the base of the one that does."""
+
+    def lines(self, *lines: str) -> None: ...
+
+    def progress(self, step: int, total: int, entry: Mapping[str, Any]) -> None: ...
+
+    def evaluation(self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float) -> None: ...
+
+    def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RunReport(Report):
+    """Writes into the run's folder and to the terminal."""
+
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: SummaryWriter = SummaryWriter(str(folder / "tensorboard"))
+        self.metrics_file = folder / "metrics.jsonl"
+        self.terminal = sys.stderr.isatty()
+        self.shown = 0.0
+        self.width = 0
+
+    def lines(self, *lines: str) -> None:
+        self._end_line()
+        for line in lines:
+            say(line)
+
+    def progress(self, step: int, total: int, entry: Mapping[str, Any]) -> None:
+        """One log entry: to the files always, to the terminal as a live line, to a log file now and then."""
+        self._record({"step": step, **entry})
+        for name, value in entry.items():
+            if isinstance(value, Mapping):
+                for task, number in value.items():
+                    self.writer.add_scalar(f"{name}/{task}", number, step)
+            else:
+                self.writer.add_scalar(f"train/{name}", value, step)
+        now = time.monotonic()
+        if self.terminal:
+            line = f"\r{_bar(step, total)} {_progress_text(step, total, entry)}"
+            sys.stderr.write(line + " " * (self.width - len(line)))
+            sys.stderr.flush()
+            self.width = len(line)
+        elif now - self.shown >= PLAIN_SECONDS or step == total:
+            say(_progress_text(step, total, entry))
+            self.shown = now
+
+    def evaluation(self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float) -> None:
+        self._record({"step": step, "dev": metrics, "dev_mean": mean})
+        for task, values in metrics.items():
+            for name, value in values.items():
+                self.writer.add_scalar(f"dev_{name}/{task}", value, step)
+        self.writer.add_scalar("dev_mean", mean, step)
+        shown = "  ".join(f"{task} {name} {value:.4f}" for task, values in metrics.items()
+                          for name, value in list(values.items())[:1])  # fmt: skip
+        self.lines(f"step {step}: dev mean {mean:.4f}   {shown}")
+
+    def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None:
+        self.writer.add_image(f"confusion/{task}", confusion_image(counts), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._end_line()
+        self.writer.close()
+
+    def _record(self, entry: Mapping[str, Any]) -> None:
+        with full_disk_is_told(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def _end_line(self) -> None:
+        if self.width:
+            sys.stderr.write("\n")
+            self.width = 0
+
+
+def _bar(step: int, total: int, cells: int = 20) -> str:
+    full = step * cells // total
+    return "[" + "#" * full + "." * (cells - full) + "]"
+
+
+def _progress_text(step: int, total: int, entry: Mapping[str, Any]) -> str:
+    losses = " ".join(f"{task} {value:.3f}" for task, value in entry["loss"].items())
+    return (
+        f"step {step}/{total}  loss {losses}  {entry['examples_per_second']:.1f} examples/s  "
+        f"{entry['tokens_per_second']:,.0f} tokens/s  useful {entry['useful_token_share']:.1%}  "
+        f"memory {entry['memory_gigabytes']:.2f} GB  left {duration(entry['seconds_left'])}"
+    )
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def confusion_image(counts: NDArray[np.int64], cell: int = 56) -> NDArray[np.uint8]:
+    """A picture (height, width, 3) of counts [label, prediction]: the darker, the larger the share of its label."""
+    from PIL import Image, ImageDraw
+
+    size = len(counts)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    picture = Image.new("RGB", ((size + 1) * cell, (size + 1) * cell), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((4, 4), "label\\pred", fill="black")
+    for row in range(size):
+        draw.text((cell // 2, (row + 1) * cell + cell // 3), str(row), fill="black")
+        draw.text(((row + 1) * cell + cell // 3, cell // 2), str(row), fill="black")
+        for column in range(size):
+            shade = round(255 * (1 - share[row, column]))
+            corner = ((column + 1) * cell, (row + 1) * cell)
+            draw.rectangle((*corner, corner[0] + cell - 2, corner[1] + cell - 2), fill=(shade, shade, 255))
+            ink = "white" if share[row, column] > 0.6 else "black"
+            draw.text((corner[0] + cell // 4, corner[1] + cell // 3), str(counts[row, column]), fill=ink)
+    return np.asarray(picture)

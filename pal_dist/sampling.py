@@ -1,0 +1,85 @@
+"""Which tasks an optimizer step serves, and how many examples of each: a pure function of (seed, step).
+
+Sources: round robin and annealed sampling are those of Stickland & Murray 2019 (PAL), section 4: the chance of task i
+is proportional to N_i ** alpha, where N_i counts EXAMPLES, and annealed uses alpha = 1 - 0.8 (e - 1) / (E - 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+KINDS = ("round_robin", "random", "proportional", "sqrt", "annealed")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Counts of examples per task for every step. Nothing is drawn in order, so any step can be asked for."""
+
+    kind: str
+    """One of KINDS."""
+    sizes: tuple[int, ...]
+    """Training examples of each task."""
+    batch_size: int
+    """Examples of one task in one step; a task-complete step serves `batch_size * len(sizes)` examples in all."""
+    step_tasks: str = "all"
+    """all: every step serves every task; one: one task per step."""
+    epochs: int = 1
+    """E of the annealing formula."""
+    seed: int = 0
+
+    @property
+    def examples_per_step(self) -> int:
+        return self.batch_size * (len(self.sizes) if self.step_tasks == "all" else 1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that serve as many examples as the training files hold together."""
+        return -(-sum(self.sizes) // self.examples_per_step)
+
+    def alpha(self, step: int) -> float:
+        """Exponent on the number of examples at a step (counted from 0)."""
+        epoch = min(step // self.steps_per_epoch, self.epochs - 1)
+        annealed = 1 - 0.8 * epoch / max(self.epochs - 1, 1)  # one epoch: the formula's start, alpha 1
+        return {"round_robin": 0.0, "random": 0.0, "proportional": 1.0, "sqrt": 0.5, "annealed": annealed}[self.kind]
+
+    def chances(self, step: int) -> NDArray[np.float64]:
+        """Chance of each task at a step, shape (tasks,), summing to 1."""
+        weights = np.asarray(self.sizes, dtype=np.float64) ** self.alpha(step)
+        return np.asarray(weights / weights.sum())
+
+    def counts(self, step: int) -> NDArray[np.int64]:
+        """Examples of each task that the step asks for, shape (tasks,). In task-complete steps none is 0."""
+        tasks = len(self.sizes)
+        if self.step_tasks == "one":
+            if self.kind == "round_robin":
+                served = step % tasks
+            else:
+                served = int(np.random.default_rng([self.seed, step]).choice(tasks, p=self.chances(step)))
+            return np.where(np.arange(tasks) == served, self.batch_size, 0)
+        spare = self.examples_per_step - tasks  # every task has one for certain
+        if self.kind == "random":
+            return 1 + np.random.default_rng([self.seed, step]).multinomial(spare, self.chances(step))
+        return _apportion(self.examples_per_step, self.chances(step))
+
+    def describe_epoch(self, names: tuple[str, ...]) -> str:
+        """One sentence that says what an epoch is here."""
+        served = sum((self.counts(step) for step in range(self.steps_per_epoch)), np.zeros(len(names), np.int64))
+        passes = ", ".join(
+            f"{name} {count / size:.2f}" for name, count, size in zip(names, served, self.sizes, strict=True)
+        )
+        return (
+            f"one epoch = {self.steps_per_epoch:,} optimizer steps that serve as many examples as the training files "
+            f"hold together ({sum(self.sizes):,}); under {self.kind} sampling the first one passes over: {passes}"
+        )
+
+
+def _apportion(total: int, chances: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Split `total` by the chances with largest remainders, at least one each (so `total >= len(chances)`)."""
+    exact = 1 + (total - len(chances)) * chances
+    counts = np.floor(exact).astype(np.int64)
+    for index in np.argsort(counts - exact, kind="stable")[: total - int(counts.sum())]:
+        counts[index] += 1
+    return counts

@@ -1,0 +1,206 @@
+"""The loop, and nothing but the loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pal_dist.batching import MicroBatch, Rows, Schedule, micro_batches
+from pal_dist.checkpoint import save_checkpoint
+from pal_dist.config import RunConfig
+from pal_dist.data import Corpus
+from pal_dist.engine import Engine
+from pal_dist.errors import UserError
+from pal_dist.evaluate import predict
+from pal_dist.optim import learning_rate_factor
+from pal_dist.report import Report
+from pal_dist.tasks import Task
+
+Save = Callable[[str, dict[str, dict[str, float]]], None]
+"""(name of the folder in the run, metrics) -> the model is kept there."""
+
+
+@dataclass
+class RunState:
+    """Everything beside parameters, optimizer and random state that a run needs to go on."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    best_mean: float | None = None
+    best_step: int = 0
+    best_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    """All dev metrics at the best mean."""
+    best_each: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Each task's best headline metric: {task: {"step", "value"}}."""
+    evaluations_without_better: int = 0
+    examples: int = 0
+    tokens: int = 0
+    """Tokens that went through the model, padding included, over all ranks (likewise examples, useful_tokens)."""
+    useful_tokens: int = 0
+    seconds: float = 0.0
+    """Time spent training; evaluation and saving are not in it."""
+    evaluation_seconds: float = 0.0
+    finished: bool = False
+
+
+class Trainer:
+    """Runs optimizer steps over a schedule; evaluates, keeps the best, saves."""
+
+    def __init__(
+        self, run: RunConfig, engine: Engine, tasks: tuple[Task, ...], train: list[Corpus], dev: dict[str, Corpus], *,
+        schedule: Schedule, total_steps: int, peak_rate: float, folder: Path, report: Report, save: Save,
+        state: RunState | None = None, padding_id: int = 0,
+    ):  # fmt: skip
+        self.run, self.engine, self.tasks, self.train, self.dev = run, engine, tasks, train, dev
+        self.schedule, self.total_steps, self.peak_rate = schedule, total_steps, peak_rate
+        self.folder, self.report, self.save, self.padding_id = folder, report, save, padding_id
+        self.state = state or RunState()
+        every = run.train.evaluate_every
+        self.evaluate_every = {"epoch": schedule.sampling.steps_per_epoch, "none": 0}.get(every) or (
+            int(every) if every.isdigit() else 0
+        )
+        self._clear_window()
+
+    def fit(self) -> RunState:
+        """Train from the state's step to the end; returns the final state."""
+        state = self.state
+        if state.finished:
+            return state
+        self.engine.model.train()
+        self.started = time.perf_counter()
+        for served in self.schedule.steps(state.step, self.total_steps):
+            norm = self.step(served)
+            state.step += 1
+            due = self.evaluation_due()
+            if due or state.step % self.run.train.log_every == 0:
+                self.log(norm)
+            if due and not self.evaluate():
+                break
+        state.finished = True
+        save_checkpoint(self.folder / "checkpoints", self.engine, asdict(state))
+        return state
+
+    def step(self, served: list[tuple[int, Rows]]) -> torch.Tensor:
+        """One optimizer step: every micro-batch of this rank, then one update. Returns the gradient norm.
+
+        Each example's loss is divided by the step's number of examples over all tasks and ranks, so neither the cut
+        into micro-batches nor the ranks change the gradient.
+        """
+        count = sum(len(rows) for _, rows in served)
+        for micro in self.micro_batches(served):
+            task = self.tasks[micro.task]
+            batch = self.train[micro.task].batch(
+                task.name, micro.rows, padding_id=self.padding_id, multiple=self.engine.multiple
+            )
+            labels_B = batch.labels_B.to(self.engine.device, non_blocking=True)
+            loss_sum = task.objective.loss(self.engine.forward(batch), labels_B)
+            if micro.filler:  # an extra example that keeps ranks in step: its gradient is zero
+                loss_sum = loss_sum * 0.0
+            self.engine.backward(loss_sum, count)
+            self.count(micro, batch.input_ids_BL.numel(), batch.useful_tokens, loss_sum)
+        rate = self.peak_rate * learning_rate_factor(self.state.step, self.total_steps, self.run.optimizer.warmup)
+        return self.engine.step(rate=rate, max_norm=self.run.optimizer.max_gradient_norm)
+
+    def micro_batches(self, served: list[tuple[int, Rows]]) -> list[MicroBatch]:
+        engine, budget = self.engine, self.run.batch.tokens_per_micro_batch
+        lengths = self.schedule.lengths
+        return micro_batches(
+            served, lengths, budget=budget, rank=engine.rank, ranks=engine.ranks, multiple=engine.multiple
+        )
+
+    def count(self, micro: MicroBatch, tokens: int, useful: int, loss_sum: torch.Tensor) -> None:
+        """Keep sums for the next log entry; the losses stay on the device, so nothing waits for it here."""
+        if micro.filler:
+            return
+        name = self.tasks[micro.task].name
+        self.loss_sums[name] = self.loss_sums.get(name, 0.0) + loss_sum.detach()
+        self.counts[name] = self.counts.get(name, 0) + len(micro.rows)
+        self.window_tokens += tokens
+        self.window_useful += useful
+
+    def log(self, norm: torch.Tensor) -> None:
+        """The one place where the loop waits for the device and meets the other ranks about numbers."""
+        losses = {name: float(value) for name, value in self.loss_sums.items()}
+        shares = self.engine.gather((losses, self.counts, self.window_tokens, self.window_useful))
+        names = [task.name for task in self.tasks if any(task.name in counts for _, counts, _, _ in shares)]
+        counts = {name: sum(share[1].get(name, 0) for share in shares) for name in names}
+        mean_loss = {name: sum(share[0].get(name, 0.0) for share in shares) / counts[name] for name in names}
+        tokens, useful = sum(share[2] for share in shares), sum(share[3] for share in shares)
+        state, now = self.state, time.perf_counter()
+        seconds, self.started = now - self.started, now
+        state.seconds += seconds
+        state.examples += sum(counts.values())
+        state.tokens += tokens
+        state.useful_tokens += useful
+        if not all(math.isfinite(value) for value in mean_loss.values()):
+            raise UserError(
+                f"step {state.step}: the loss is no longer finite ({mean_loss}); the last checkpoint is whole. Lower "
+                f"--learning_rate, or use --precision bf16 or fp32"
+            )
+        entry: dict[str, Any] = {
+            "loss": mean_loss,
+            "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
+            "gradient_norm": float(norm),
+            "examples_per_second": sum(counts.values()) / seconds,
+            "tokens_per_second": tokens / seconds,
+            "useful_token_share": useful / tokens,
+            "memory_gigabytes": self.engine.memory() / 1e9,
+            "seconds_left": state.seconds / state.step * (self.total_steps - state.step),
+        }
+        self.report.progress(state.step, self.total_steps, entry)
+        self._clear_window()
+
+    def evaluation_due(self) -> bool:
+        step = self.state.step
+        return step == self.total_steps or (self.evaluate_every > 0 and step % self.evaluate_every == 0)
+
+    def evaluate(self) -> bool:
+        """Dev metrics of every task; keep the best; save. False: patience is at its end."""
+        state, begun = self.state, time.perf_counter()
+        state.seconds += begun - self.started
+        metrics: dict[str, dict[str, float]] = {}
+        for task in self.tasks:
+            if task.name in self.dev:
+                found = predict(self.engine, task, self.dev[task.name], budget=self.run.batch.tokens_per_micro_batch,
+                                padding_id=self.padding_id)  # fmt: skip
+                values = found.metrics()
+                metrics[task.name] = {task.metric: values[task.metric], **values}
+                confusion = found.confusion()
+                if confusion is not None:
+                    self.report.confusion(state.step, task.name, confusion)
+        self.engine.model.train()
+        self._compare(metrics)
+        save_checkpoint(self.folder / "checkpoints", self.engine, asdict(state))
+        self.started = time.perf_counter()
+        state.evaluation_seconds += self.started - begun
+        return self.run.train.patience is None or state.evaluations_without_better < self.run.train.patience
+
+    def _compare(self, metrics: dict[str, dict[str, float]]) -> None:
+        state = self.state
+        headline = {task.name: metrics[task.name][task.metric] for task in self.tasks if task.name in metrics}
+        mean = sum(headline.values()) / len(headline) if headline else float("nan")
+        if metrics:
+            self.report.evaluation(state.step, metrics, mean)
+        # NaN (a constant prediction has no correlation) is never better; the first model is kept whatever it scores.
+        best = state.best_mean
+        better = best is None or not headline or mean > best or (math.isnan(best) and not math.isnan(mean))
+        state.evaluations_without_better = 0 if better else state.evaluations_without_better + 1
+        if better:
+            state.best_mean, state.best_step, state.best_metrics = mean, state.step, metrics
+            self.save("model", metrics)
+        for name, value in headline.items():
+            if name not in state.best_each or value > state.best_each[name]["value"]:
+                state.best_each[name] = {"step": state.step, "value": value}
+                if self.run.train.keep_best == "each":
+                    self.save(f"best/{name}", metrics)
+
+    def _clear_window(self) -> None:
+        self.loss_sums: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
+        self.window_tokens = self.window_useful = 0
