@@ -35,9 +35,11 @@ def score_split(opened: Opened, names: list[str] | None, split: str) -> dict[str
 
 
 def write_predictions(opened: Opened, names: list[str] | None, split: str, folder: Path) -> list[Path]:
-    """Two files a task, in the order of the input: the course's format and jsonl. Labels are neither needed nor read."""
+    """Two files a task, in the order of the input: the course's format and jsonl. Labels are not read."""
     tasks = _chosen(opened, names)
-    corpora = load_corpora(opened.run, tasks, split, opened.sources, opened.tokenizer, labelled=False, optional=names is None)
+    corpora = load_corpora(
+        opened.run, tasks, split, opened.sources, opened.tokenizer, labelled=False, optional=names is None
+    )
     if not corpora:
         raise UserError(f"none of the tasks has a `{split}` file")
     _warn(corpora)

@@ -40,7 +40,7 @@ def dropout(values: Tensor, p: float, training: bool) -> Tensor:
     if not training or p == 0.0:
         return values
     if values.device.type == "cpu":
-        result: Tensor = _BitDropout.apply(values, round(p * _LEVELS))  # type: ignore[no-untyped-call]
+        result: Tensor = _BitDropout.apply(values, round(p * _LEVELS))
         return result
     return F.dropout(values, p)
 

@@ -145,7 +145,13 @@ def _runs(padded: NDArray[np.int64], cap: int) -> list[int]:
 
 
 def micro_batches(
-    served: list[tuple[int, Rows]], lengths: list[NDArray[np.int32]], *, budget: int, rank: int, ranks: int, multiple: int
+    served: list[tuple[int, Rows]],
+    lengths: list[NDArray[np.int32]],
+    *,
+    budget: int,
+    rank: int,
+    ranks: int,
+    multiple: int,
 ) -> list[MicroBatch]:
     """This rank's micro-batches of one step: the same number, tasks in the same order, on every rank."""
     mine: list[MicroBatch] = []

@@ -43,7 +43,9 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any]) -> None
                 else:  # a plain number, marked so that it comes back as one
                     moments[f"{names[parameter]}/{key}{PLAIN}"] = torch.tensor(value)
         values = {name: parameter.data.contiguous() for parameter, name in names.items()}
-        random = {f"{rank}/{kind}": value for rank, states in enumerate(random_states) for kind, value in states.items()}
+        random = {
+            f"{rank}/{kind}": value for rank, states in enumerate(random_states) for kind, value in states.items()
+        }
         needs = sum(tensor.nbytes for group in (moments, values, random) for tensor in group.values())
         with new_folder(folder / f"step-{state['step']:08d}", needs=needs) as draft:
             save_file(values, draft / "parameters.safetensors")

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pal_dist.config import describe, resolve, settings
 from pal_dist.errors import UserError
 from pal_dist.report import table
+from pal_dist.settings import describe, resolve, settings
 
 Verb = Callable[..., None]
 
@@ -108,7 +108,15 @@ def _open(path: str | None, flags: dict[str, str]) -> tuple[Any, list[str] | Non
     if len(given) > 1:
         raise UserError(f"name one run or model folder, found {', '.join(given)}")
     chosen = flags.pop("tasks").split(",") if "tasks" in flags else None
-    allowed = {"data_dir", "cache_dir", "max_length", "max_characters", "bad_rows", "precision", "tokens_per_micro_batch"}
+    allowed = {
+        "data_dir",
+        "cache_dir",
+        "max_length",
+        "max_characters",
+        "bad_rows",
+        "precision",
+        "tokens_per_micro_batch",
+    }
     _only(flags, allowed | {"run", "model", "tasks", "split", "text", "text_b", "task", "predictions_dir"})
     run, _ = resolve(flags)  # so that a wrong value is named before anything is loaded
     folder = Path(given[0]) if given else _newest_run()
@@ -126,7 +134,7 @@ def _newest_run() -> Path:
 
 
 def convert(**flags: str) -> None:
-    """Read a checkpoint of the PAL authors' program: --checkpoint FILE --bert_config FILE --tasks a,b --output_dir X."""
+    """Read the PAL authors' checkpoint: --checkpoint FILE --bert_config FILE --tasks a,b --output_dir X."""
     known = ("checkpoint", "bert_config", "tasks", "output_dir")
     _only(flags, set(known))
     missing = [f"--{name}" for name in known if name not in flags]
@@ -175,7 +183,9 @@ def help_text(verb: str | None = None) -> str:
         rows = [[name, (function.__doc__ or "").split("\n")[0]] for name, function in VERBS.items()]
         width = max(map(len, VERBS))
         lines = [f"  {name.ljust(width)}  {text}" for name, text in rows]
-        return "\n".join(["pal-dist VERB [--setting value ...]", "", *lines, "", "pal-dist VERB --help shows a verb's settings."])
+        return "\n".join(
+            ["pal-dist VERB [--setting value ...]", "", *lines, "", "pal-dist VERB --help shows a verb's settings."]
+        )
     lines = [f"pal-dist {verb}: {VERBS[verb].__doc__}"]
     if verb in ("train", "config"):
         lines += ["", "  --config FILE", "      A yaml of the settings below; the command line wins over it."]
@@ -199,8 +209,12 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # every rank finds the same mistake: one says it
             print(f"pal-dist: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("\npal-dist: interrupted; the last checkpoint is whole, the same command goes on from it", file=sys.stderr)
+        print(
+            "\npal-dist: interrupted; the last checkpoint is whole, the same command goes on from it", file=sys.stderr
+        )
         sys.exit(130)
 
 
@@ -213,7 +227,9 @@ def _dispatch(given: list[str]) -> None:
         return
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise UserError(f"unknown verb `{verb}`" + (f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(VERBS)}"))
+        raise UserError(
+            f"unknown verb `{verb}`" + (f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(VERBS)}")
+        )
     if "--help" in given or "-h" in given:
         print(help_text(verb))
         return

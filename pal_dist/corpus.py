@@ -17,7 +17,16 @@ SIZES = {"train": (1600, 1600, 1200), "dev": (240, 240, 200)}
 """Rows of sst, para and sts in each split."""
 
 PRAISE = {
-    2: ["a masterpiece", "breathtaking", "unforgettable", "a triumph", "brilliant", "superb", "dazzling", "magnificent"],
+    2: [
+        "a masterpiece",
+        "breathtaking",
+        "unforgettable",
+        "a triumph",
+        "brilliant",
+        "superb",
+        "dazzling",
+        "magnificent",
+    ],
     1: ["pleasant", "charming enough", "well made", "likeable", "solid", "engaging", "amusing", "worth a look"],
     0: ["an ordinary affair", "what it says it is", "a mixed bag", "neither here nor there", "average", "unremarkable"],
     -1: ["dull", "clumsy", "too long", "forgettable", "flat", "uneven and slow", "tired", "thin"],
@@ -42,7 +51,7 @@ ASK = [
 ]
 ACTS = [
     ("repair", "fix"), ("buy", "purchase"), ("cook", "prepare"), ("clean", "wash"), ("sell", "get rid of"),
-    ("build", "make"), ("understand", "get to know"), ("improve", "make better"), ("choose", "pick"), ("paint", "colour"),
+    ("build", "make"), ("understand", "get to know"), ("improve", "make better"), ("choose", "pick"), ("paint", "dye"),
 ]  # fmt: skip
 OBJECTS = [
     "an old bicycle", "a wooden table", "rice noodles", "a used car", "the kitchen floor", "a small boat",

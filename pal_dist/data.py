@@ -88,7 +88,10 @@ class Corpus:
         self.first_lengths = _memory_map(folder / "first_lengths.bin", "int32")
         self.labels = _memory_map(folder / "labels.bin", "float32")
         self.lengths: NDArray[np.int32] = np.diff(self.starts).astype(np.int32)
-        self._ids, self._id_starts = _memory_map(folder / "ids.bin", "uint8"), _memory_map(folder / "id_starts.bin", "int64")
+        self._ids, self._id_starts = (
+            _memory_map(folder / "ids.bin", "uint8"),
+            _memory_map(folder / "id_starts.bin", "int64"),
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -152,7 +155,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         lowercase = json.loads(settings.read_text()).get("do_lower_case", True) if settings.is_file() else True
         tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
     else:
-        raise UserError(f"{folder}: expected tokenizer.json or vocab.txt, found neither; copy the model's tokenizer there")
+        raise UserError(
+            f"{folder}: expected tokenizer.json or vocab.txt, found neither; copy the model's tokenizer there"
+        )
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -222,7 +227,8 @@ def _build(folder: Path, examples: _Usable, tokenizer: Tokenizer, max_length: in
     dtype = "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "int32"
     try:
         names = ("tokens", "starts", "first_lengths", "labels", "ids", "id_starts")
-        files = {name: open(draft / f"{name}.bin", "wb") for name in names}  # noqa: SIM115 (closed below, all at once)
+        # Closed below, all at once.
+        files: dict[str, BinaryIO] = {name: open(draft / f"{name}.bin", "wb") for name in names}  # noqa: SIM115
         try:
             examples_written, truncated = _write(files, examples, tokenizer, dtype, title)
             for file in files.values():

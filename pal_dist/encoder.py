@@ -1,7 +1,9 @@
 """BERT's encoder under Transformers' parameter names, with a place beside every layer for an adapter.
 
 It computes what Transformers' BertModel computes (a test holds it to 1e-5 in float32), with two savings: no mask where
-nothing is padded, and a last layer that computes only the first token where only that is read. Shapes: B examples, L tokens, Q queries (L or 1), D hidden, F intermediate.
+nothing is padded, and a last layer that computes only the first token where only that is read.
+
+Shapes: B examples, L tokens, Q queries (L or 1), D hidden, F intermediate.
 """
 
 from __future__ import annotations

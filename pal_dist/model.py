@@ -113,7 +113,7 @@ class MultiTaskBert(PreTrainedModel):
 
     def pool(self, hidden_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
         """What the heads read, (B, D)."""
-        if self.config.pooling == "pooler":
+        if self.bert.pooler is not None:
             return self.bert.pooler(hidden_BLD)
         if self.config.pooling == "first":
             return hidden_BLD[:, 0]
@@ -181,7 +181,9 @@ def build_model(folder: Path, tasks: tuple[Task, ...], options: ModelConfig) -> 
         adapter_layers=None if layers is None else list(layers),
         pooling=options.pooling or "pooler",
         head_layers=options.head_layers,
-        head_dropout=options.head_dropout if options.head_dropout is not None else shared.get("hidden_dropout_prob", 0.1),
+        head_dropout=options.head_dropout
+        if options.head_dropout is not None
+        else shared.get("hidden_dropout_prob", 0.1),
         **shared,
     )
     return load_model(folder, config)
@@ -197,7 +199,9 @@ def load_model(folder: Path, config: MultiTaskBertConfig | None = None) -> Multi
         model, found = load(config=config, output_loading_info=True)
     finally:
         transformers_logging.set_verbosity(level)
-    missing = [name for name in found["missing_keys"] if name.startswith("bert.") and not name.startswith("bert.pooler")]
+    missing = [
+        name for name in found["missing_keys"] if name.startswith("bert.") and not name.startswith("bert.pooler")
+    ]
     if missing:
         raise UserError(f"{folder}: the weights lack {len(missing)} of the encoder's parameters, first `{missing[0]}`")
     if config is None and found["missing_keys"]:

@@ -51,7 +51,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in (BERT, OURS):
         raise UserError(
-            f"{path}: expected a BERT (`model_type` {BERT!r}, or {OURS!r} for a model saved by pal-dist), found {kind!r}"
+            f"{path}: expected a BERT (`model_type` {BERT!r}, or {OURS!r} for a model of pal-dist), found {kind!r}"
         )
     return dict(config)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 from pal_dist.errors import UserError
 from pal_dist.tasks import Task
@@ -78,7 +79,7 @@ def _csv_records(
     """Fields by column name (by position where the task names columns by position) or the reason they are not whole."""
     head = next(lines)
     delimiter = "\t" if "\t" in head else ","
-    quoting = csv.QUOTE_MINIMAL if task.quoting else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if task.quoting else csv.QUOTE_NONE
     rows = csv.reader(chain([head], lines), delimiter=delimiter, quoting=quoting)
     names: list[str | int]
     begin = 1
@@ -135,9 +136,9 @@ def _example(
             return BadRow(line, f"column `{column}` is empty", contradiction=False)
     text_a = record[task.text_a].strip()
     text_b = None if task.text_b is None else record[task.text_b].strip()
-    for column, text in ((task.text_a, text_a), (task.text_b, text_b)):
+    for number, text in enumerate((text_a, text_b)):
         if text is not None and len(text) > max_characters:
-            reason = f"column `{column}` has {len(text):,} characters, more than --max_characters {max_characters:,}"
+            reason = f"column `{columns[number]}` has {len(text):,} characters, more than --max_characters {max_characters:,}"
             return BadRow(line, reason + " (an unclosed quote?)", contradiction=True)
     label = None
     if labelled:
@@ -155,7 +156,9 @@ def _missing_file(path: Path, task: Task) -> str:
         return f"{path}: there is no folder {folder}; --data_dir must hold the files of task `{task.name}`"
     near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
     hint = f" Did you mean {folder / near[0]}?" if near else ""
-    return f"{path}: there is no such file; task `{task.name}` reads it.{hint} `pal-dist tasks` shows every task's files."
+    return (
+        f"{path}: there is no such file; task `{task.name}` reads it.{hint} `pal-dist tasks` shows every task's files."
+    )
 
 
 def _wrong_encoding(path: Path) -> str:

