@@ -59,7 +59,7 @@ def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path |
     share, micro = planned_share(trainer)
     lines += [
         f"one step: {' + '.join(map(str, per_step))} examples = {sum(per_step)}, in about {micro:.1f} micro-batches on "
-        f"each of {engine.ranks} ranks, of at most {run.batch.tokens_per_micro_batch:,} tokens each, {share:.1%} useful",
+        f"each of {engine.ranks} ranks, at most {run.batch.tokens_per_micro_batch:,} tokens each, {share:.1%} useful",
         f"steps: {sampling.describe_epoch(names)}",
         f"steps: {trainer.total_steps:,} in all" + (f"; going on after step {trainer.state.step:,}" if resumed else ""),
         f"ready {since_start():.1f} s after the process started",

@@ -82,5 +82,6 @@ def load_checkpoint(path: Path, engine: Engine) -> dict[str, Any]:
         engine.set_random_state({k.removeprefix(prefix): v for k, v in random.items() if k.startswith(prefix)})
     else:
         torch.manual_seed(state["step"] * engine.ranks + engine.rank)
-    engine.set_scaler_state(state["scaler"])
+    engine.set_scaler_state(state.pop("scaler"))
+    del state["ranks"]
     return state

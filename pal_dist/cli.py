@@ -17,10 +17,9 @@ from pal_dist.settings import describe, resolve, settings
 Verb = Callable[..., None]
 
 
-def cache_folder(chosen: str | None) -> Path:
+def default_cache() -> Path:
     """Where tokenised corpora go unless --cache_dir says otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(chosen).expanduser() if chosen else Path(base).expanduser() / "pal_dist"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pal_dist"
 
 
 def _run(flags: dict[str, Any]) -> tuple[Any, dict[str, str]]:
@@ -32,7 +31,7 @@ def train(**flags: str) -> None:
     run, origins = _run(flags)
     from pal_dist.session import train as start
 
-    start(run, origins, cache_dir=cache_folder(run.data.cache_dir))
+    start(run, origins, cache_dir=default_cache())
 
 
 def config(**flags: str) -> None:
@@ -118,11 +117,10 @@ def _open(path: str | None, flags: dict[str, str]) -> tuple[Any, list[str] | Non
         "tokens_per_micro_batch",
     }
     _only(flags, allowed | {"run", "model", "tasks", "split", "text", "text_b", "task", "predictions_dir"})
-    run, _ = resolve(flags)  # so that a wrong value is named before anything is loaded
     folder = Path(given[0]) if given else _newest_run()
     from pal_dist.session import open_model
 
-    return open_model(folder, flags, cache_dir=cache_folder(run.data.cache_dir)), chosen
+    return open_model(folder, flags, cache_dir=default_cache()), chosen
 
 
 def _newest_run() -> Path:

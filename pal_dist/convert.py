@@ -32,7 +32,13 @@ RULES = (
     (r"bert\.encoder\.layer\.\d+\.multi_layers\.(\d+)\.aug_dense2\.(.*)", r"adapters.<\1>.up.\2"),
     (r"classifier\.(\d+)\.(.*)", r"heads.<\1>.1.\2"),
 )
-"""Their name -> ours, with <T> for the name of task T. Other names under `bert.` are the same in both."""
+"""Their name -> ours, with <T> for the name of task T."""
+
+SAME = (
+    r"bert\.(embeddings\.(word|position|token_type)_embeddings\.weight|pooler\.dense\.(weight|bias)|encoder\.layer\.\d+\."
+    r"(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)\.(weight|bias))"
+)
+"""Names that are the same in both."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def _rename(name: str, tasks: list[str]) -> str:
             if number and int(number[1]) >= len(tasks):
                 raise UserError(f"`{name}` belongs to task {number[1]}, but only {len(tasks)} tasks are named")
             return re.sub(r"<\d+>", tasks[int(number[1])], new) if number else new
-    if name.startswith("bert.") and "multi" not in name and "aug" not in name:
+    if re.fullmatch(SAME, name):
         return name
     raise UserError(f"`{name}` is no parameter of the authors' `none` or `pals` configuration")
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pal_dist.errors import UserError
+from pal_dist.files import full_disk_is_told
 from pal_dist.reading import BadRow, Example, read_rows
 from pal_dist.tasks import Task, task_to_dict
 
@@ -187,8 +189,9 @@ def load_corpus(
                 digest.update(block)
     folder = cache_dir / f"{task.name}-{split}-{digest.hexdigest()[:24]}"
     if not folder.is_dir():
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with full_disk_is_told(cache_dir):
+            cache_dir.mkdir(parents=True, exist_ok=True)
+        with full_disk_is_told(cache_dir), FileLock(f"{folder}.lock"):
             if not folder.is_dir():
                 rows = read_rows(path, task, labelled=labelled, max_characters=max_characters)
                 usable = _Usable(rows, path, bad_rows)
@@ -225,18 +228,14 @@ def _build(folder: Path, examples: _Usable, tokenizer: Tokenizer, max_length: in
     draft.mkdir()
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     dtype = "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "int32"
+    names = ("tokens", "starts", "first_lengths", "labels", "ids", "id_starts")
     try:
-        names = ("tokens", "starts", "first_lengths", "labels", "ids", "id_starts")
-        # Closed below, all at once.
-        files: dict[str, BinaryIO] = {name: open(draft / f"{name}.bin", "wb") for name in names}  # noqa: SIM115
-        try:
+        with ExitStack() as stack:
+            files: dict[str, BinaryIO] = {n: stack.enter_context(open(draft / f"{n}.bin", "wb")) for n in names}
             examples_written, truncated = _write(files, examples, tokenizer, dtype, title)
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
-        finally:
-            for file in files.values():
-                file.close()
         if not examples_written:
             raise UserError(f"{examples.path}: no usable row among {examples.count}; the first: {examples.bad[:1]}")
         report = Report(str(examples.path), examples_written, examples.count, tuple(examples.bad), truncated)
@@ -258,7 +257,7 @@ def _write(
     files["starts"].write(np.int64(0).tobytes())
     files["id_starts"].write(np.int64(0).tobytes())
     stream = iter(examples)
-    with tqdm(desc=title, unit=" rows", disable=title is None, leave=False, delay=1) as bar:
+    with tqdm(desc=title, unit=" rows", disable=None if title else True, leave=False, delay=1) as bar:
         while chunk := list(islice(stream, CHUNK)):
             texts = [row.text_a if row.text_b is None else (row.text_a, row.text_b) for row in chunk]
             encodings = tokenizer.encode_batch(texts)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedModel
@@ -38,12 +39,14 @@ class MultiTaskBertConfig(BertConfig):
         pooling: str = "pooler",
         head_layers: int = 0,
         head_dropout: float = 0.1,
+        trained_length: int = 128,
         **bert: Any,
     ):
         super().__init__(**bert)
         self.tasks = tasks or []
         self.adapter, self.adapter_hidden, self.adapter_heads = adapter, adapter_hidden, adapter_heads
         self.adapter_layers = adapter_layers
+        self.trained_length = trained_length  # word pieces that training cut to, and so that answering should
         self.pooling, self.head_layers, self.head_dropout = pooling, head_layers, head_dropout
 
     def task_table(self) -> dict[str, Task]:
@@ -155,7 +158,7 @@ class MultiTaskBert(PreTrainedModel):
         return counts
 
 
-def build_model(folder: Path, tasks: tuple[Task, ...], options: ModelConfig) -> MultiTaskBert:
+def build_model(folder: Path, tasks: tuple[Task, ...], options: ModelConfig, max_length: int = 128) -> MultiTaskBert:
     """A model for these tasks on the encoder in `folder`: a BERT, or a model of ours whose fitting tasks go on.
 
     What no weight was found for is new and drawn from torch's random state. Raises UserError where the folder's
@@ -181,6 +184,7 @@ def build_model(folder: Path, tasks: tuple[Task, ...], options: ModelConfig) -> 
         adapter_layers=None if layers is None else list(layers),
         pooling=options.pooling or "pooler",
         head_layers=options.head_layers,
+        trained_length=max_length,
         head_dropout=options.head_dropout
         if options.head_dropout is not None
         else shared.get("hidden_dropout_prob", 0.1),
@@ -197,6 +201,8 @@ def load_model(folder: Path, config: MultiTaskBertConfig | None = None) -> Multi
     try:
         load = partial(MultiTaskBert.from_pretrained, folder, dtype=torch.float32, local_files_only=True)
         model, found = load(config=config, output_loading_info=True)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder}: the weights are not readable: {error}") from None
     finally:
         transformers_logging.set_verbosity(level)
     missing = [

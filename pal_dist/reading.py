@@ -138,7 +138,7 @@ def _example(
     text_b = None if task.text_b is None else record[task.text_b].strip()
     for number, text in enumerate((text_a, text_b)):
         if text is not None and len(text) > max_characters:
-            reason = f"column `{columns[number]}` has {len(text):,} characters, more than --max_characters {max_characters:,}"
+            reason = f"column `{columns[number]}` has {len(text):,} characters, --max_characters is {max_characters:,}"
             return BadRow(line, reason + " (an unclosed quote?)", contradiction=True)
     label = None
     if labelled:
@@ -166,7 +166,7 @@ def _wrong_encoding(path: Path) -> str:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")
-            except UnicodeDecodeError as error:
+            except UnicodeDecodeError as error:  # noqa: PERF203
                 found = line[error.start : error.start + 1].hex()
                 return (
                     f"{path}, line {number}: expected UTF-8, found byte 0x{found} at column {error.start + 1}. Convert "

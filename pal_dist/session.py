@@ -55,8 +55,9 @@ class Sources:
     synthetic: bool
 
 
-def locate(run: RunConfig, cache_dir: Path) -> Sources:
+def locate(run: RunConfig, default_cache: Path) -> Sources:
     """Raises UserError for a data folder or a model that is not there."""
+    cache_dir = Path(run.data.cache_dir).expanduser() if run.data.cache_dir else default_cache
     synthetic = run.data.data_dir == "builtin"
     data_dir = built_in_corpus(cache_dir) if synthetic else Path(run.data.data_dir).expanduser()
     if not data_dir.is_dir():
@@ -104,7 +105,7 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     folder, last = open_folder(run, origins, engine)
 
     torch.manual_seed(run.train.seed)
-    model = build_model(sources.model_dir, tasks, run.model).to(engine.device)
+    model = build_model(sources.model_dir, tasks, run.model, run.data.max_length).to(engine.device)
     check_length(run.data.max_length, model, sources.model_dir)
     if run.train.mode == "pretrain":
         model.freeze_encoder()
@@ -232,9 +233,10 @@ def open_model(path: Path, overrides: dict[str, Any], *, cache_dir: Path) -> Ope
     saved = path / "config.json" if folder != path else None
     values = json.loads(saved.read_text(encoding="utf-8"))["values"] if saved else {}
     flat = {name: value for section in values.values() for name, value in section.items()}
+    model = load_model(folder)
+    flat.setdefault("max_length", model.config.trained_length)
     run = run_from_dict({"all": {**flat, **overrides, "model": str(folder)}})
     sources = locate(run, cache_dir)
-    model = load_model(folder)
     engine = Engine(precision=run.train.precision)
     engine.model = model.to(engine.device)
     check_length(run.data.max_length, model, folder)

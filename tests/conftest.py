@@ -1,0 +1,95 @@
+"""Fixtures: a tiny BERT that nobody has to download, tiny files, the shared real data where it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pal_dist.config import RunConfig
+from pal_dist.corpus import built_in_corpus
+from pal_dist.settings import resolve
+
+WORDS = 400
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data, golden vectors: not part of the project, so tests that need them skip without them."""
+    folder = os.environ.get("PAL_DIST_SHARED")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("set PAL_DIST_SHARED to the folder with data/ and golden/ (real data is not part of the project)")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(cache_dir: Path) -> Path:
+    """The built-in synthetic corpus."""
+    return built_in_corpus(cache_dir)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    from pal_dist.pretrained import find_model
+
+    return find_model("minilm")
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory, corpus_dir: Path) -> Path:
+    """A BERT folder: 2 layers of 24, vocabulary of the synthetic corpus's words, random weights by Transformers."""
+    from transformers import BertConfig, BertModel
+
+    text = " ".join(path.read_text() for path in sorted(corpus_dir.glob("*-dev.csv")))
+    seen = sorted({word for word in text.split() if word.isalpha()})[:WORDS]
+    letters = [piece for letter in "abcdefghijklmnopqrstuvwxyz" for piece in (letter, f"##{letter}")]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"0123456789.,?!'", *letters, *seen]
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    torch.manual_seed(7)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory, corpus_dir: Path) -> Path:
+    """The first rows of the synthetic corpus, sizes chosen so that every task ends its pass with a partial step."""
+    folder = tmp_path_factory.mktemp("small_data")
+    for path in corpus_dir.glob("*.csv"):
+        rows = {"ids-sst": 43, "quora": 61, "sts": 29}[path.name.rsplit("-", 1)[0]] if "train" in path.name else 24
+        (folder / path.name).write_text("\n".join(path.read_text().splitlines()[: rows + 1]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def tiny_run(tiny_bert: Path, small_data: Path, cache_dir: Path, tmp_path: Path):
+    """Makes a config of a run of a second or two; flags overrule."""
+
+    def make(**flags: object) -> RunConfig:
+        values = {
+            "data_dir": small_data, "model": tiny_bert, "cache_dir": cache_dir, "output_dir": tmp_path / "run",
+            "max_length": 48, "batch_size": 8, "adapter_hidden": 12, "adapter_heads": 2, "learning_rate": 1e-3,
+            "max_steps": 6, "epochs": 9, "log_every": 2, "dropout": 0.0, "window_batches": 2,
+        } | flags  # fmt: skip
+        return resolve({name: str(value) if isinstance(value, Path) else value for name, value in values.items()})[0]
+
+    return make

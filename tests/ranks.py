@@ -1,0 +1,64 @@
+"""Two real processes with gloo between them, forked from a server that has the libraries loaded already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SECONDS = 120
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "accelerate", "pal_dist.session", "ranks"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(
+    rank: int, ranks: int, port: int, result: Path, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    if ranks > 1:
+        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        answer: Any = function(*arguments)
+    except BaseException as error:
+        traceback.print_exc()
+        answer = error if isinstance(error, (ValueError, SystemExit)) else RuntimeError(traceback.format_exc())
+    result.write_bytes(pickle.dumps(answer))
+
+
+def run_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
+    """`function(*arguments)` on every rank; their answers in rank order. An exception is an answer too.
+
+    The function must be importable (module level). Raises TimeoutError instead of hanging.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        results = [Path(folder) / str(rank) for rank in range(ranks)]
+        workers = [
+            _context.Process(target=_start, args=(rank, ranks, port, results[rank], function, arguments))
+            for rank in range(ranks)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(SECONDS)
+        hung = [worker for worker in workers if worker.is_alive()]
+        for worker in hung:
+            worker.kill()
+        if hung:
+            raise TimeoutError(f"{len(hung)} of {ranks} ranks did not end within {SECONDS} s")
+        return [pickle.loads(result.read_bytes()) for result in results]

@@ -1,0 +1,130 @@
+"""The house: who may import whom, how large a room may be, and that every file is alive."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pal_dist"
+
+FLOORS = [
+    {"errors"},
+    {"config", "objectives", "attention", "files", "sampling"},
+    {"tasks", "settings", "pretrained", "report", "batching", "corpus", "adapters.base"},
+    {"reading", "optim", "encoder", "fetch", "adapters.none", "adapters.pal"},
+    {"data", "adapters"},
+    {"model", "engine"},
+    {"evaluate", "checkpoint", "export", "convert"},
+    {"trainer"},
+    {"announce"},
+    {"session"},
+    {"answers"},
+    {"cli"},
+    {"__main__"},
+]
+"""A room imports only from floors before its own. A new room is entered here."""
+
+ENGINE_LIBRARIES = {"accelerate", "deepspeed"}
+
+
+def rooms() -> dict[str, Path]:
+    names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for path, name in names.items() if name != "__init__"}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_every_room_stands_on_a_floor() -> None:
+    assert set(chain(*FLOORS)) == set(rooms())
+
+
+@pytest.mark.parametrize("room", sorted(rooms()))
+def test_rooms_import_from_below(room: str) -> None:
+    level = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+    for name in imports(rooms()[room]):
+        below = name.removeprefix("pal_dist.")
+        if name.startswith("pal_dist.") and below in level:
+            assert level[below] < level[room], f"{room} (floor {level[room]}) imports {below} (floor {level[below]})"
+
+
+def test_only_the_engine_knows_the_engines() -> None:
+    for room, path in rooms().items():
+        text = path.read_text()
+        if room != "engine":
+            assert not {name.split(".")[0] for name in imports(path)} & ENGINE_LIBRARIES, room
+            assert "torch.distributed" not in text, room
+        if room not in ("engine", "cli"):
+            assert "os.environ" not in text, room
+            assert "sys.argv" not in text, room
+
+
+def test_rooms_are_small() -> None:
+    sizes = sorted(len(path.read_text().splitlines()) for path in rooms().values())
+    assert sizes[-1] <= 300
+    assert sizes[len(sizes) // 2] <= 180
+
+
+def test_the_training_step_is_a_paragraph() -> None:
+    tree = ast.parse((PACKAGE / "trainer.py").read_text())
+    (step,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "step")
+    assert step.end_lineno - step.lineno <= 40
+
+
+def test_every_accelerate_config_is_read_by_accelerate() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((ROOT / "accelerate_configs").rglob("*.yaml"))
+    assert files
+    for path in files:
+        assert load_config_from_file(str(path)).num_processes == yaml.safe_load(path.read_text())["num_processes"]
+        assert path.read_text().startswith("# "), "a head comment says what it is for"
+
+
+def test_every_script_parses_and_has_help() -> None:
+    scripts = sorted((ROOT / "launch").rglob("*.sh"))
+    assert scripts
+    for path in scripts:
+        subprocess.run(["bash", "-n", path], check=True)
+        said = subprocess.run(["bash", path, "--help"], capture_output=True, text=True, check=True).stdout
+        assert f"bash launch/{path.name}" in said
+
+
+def test_readme_names_only_what_exists() -> None:
+    from pal_dist.cli import VERBS
+    from pal_dist.settings import settings
+
+    text = (ROOT / "README.md").read_text()
+    words = text.replace("`", " ").split()
+    known = {f"--{name}" for name in settings()} | {
+        "--config", "--split", "--task", "--text", "--text_b", "--help", "--config_file", "--logdir", "--checkpoint",
+        "--bert_config", "--data_dir",
+    }  # fmt: skip
+    flags = {word.strip(".,;:()|") for word in words if word.startswith("--") and len(word) > 2}
+    assert flags - known == set()
+    verbs = {words[i + 1].strip(".,;:()|") for i, word in enumerate(words[:-1]) if word == "pal-dist"}
+    assert {verb for verb in verbs if verb.isalpha() and verb.islower()} - set(VERBS) <= {
+        "is",
+        "on",
+        "chooses",
+        "writes",
+    }
+
+
+def test_module_runs() -> None:
+    said = subprocess.run([sys.executable, "-m", "pal_dist", "--help"], capture_output=True, text=True, check=True)
+    assert "train" in said.stdout

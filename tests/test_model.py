@@ -1,0 +1,265 @@
+"""The model against Transformers, against the authors' program, and against its laws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import laws
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
+
+from pal_dist.adapters import Adapter, Geometry
+from pal_dist.config import ModelConfig
+from pal_dist.convert import convert_files, convert_state_dict
+from pal_dist.errors import UserError
+from pal_dist.model import MultiTaskBert, MultiTaskBertConfig, build_model, load_model
+from pal_dist.tasks import TASKS, resolve_tasks, task_to_dict
+
+TASKS_OF_THREE = ("sst", "para", "sts")
+
+
+def tiny_config(adapter: str = "pal", **values: object) -> MultiTaskBertConfig:
+    return MultiTaskBertConfig(
+        **{
+            "tasks": [task_to_dict(TASKS[name]) for name in TASKS_OF_THREE], "adapter": adapter, "adapter_hidden": 12,
+            "adapter_heads": 3, "vocab_size": 90, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "intermediate_size": 48, "max_position_embeddings": 32, "initializer_range": 0.2,
+        } | values
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", Adapter.kinds)
+class TestLawsOfEveryAdapter:
+    def test_identity_at_birth(self, kind: str) -> None:
+        laws.assert_identity_at_birth(MultiTaskBert(tiny_config(kind)), MultiTaskBert(tiny_config("none")))
+
+    @pytest.mark.parametrize("pooling", ["pooler", "first", "mean"])
+    def test_everything_moves(self, kind: str, pooling: str) -> None:
+        laws.assert_everything_moves(MultiTaskBert(tiny_config(kind, pooling=pooling, hidden_dropout_prob=0.0)))
+
+    def test_tasks_apart(self, kind: str) -> None:
+        laws.assert_tasks_apart(MultiTaskBert(tiny_config(kind)))
+
+    @pytest.mark.parametrize("pooling", ["pooler", "first", "mean"])
+    def test_no_batch_mates(self, kind: str, pooling: str) -> None:
+        model = MultiTaskBert(tiny_config(kind, pooling=pooling))
+        for parameter in model.adapters.parameters():  # not at birth, where an adapter is nothing
+            torch.nn.init.normal_(parameter, std=0.3)
+        laws.assert_no_batch_mates(model)
+
+    def test_save_and_load(self, kind: str, tmp_path: Path) -> None:
+        model = MultiTaskBert(tiny_config(kind, head_layers=1))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        model.save_pretrained(tmp_path)
+        again = MultiTaskBert.from_pretrained(tmp_path)
+        assert all(
+            torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+        )
+        assert again.config.task_table() == model.config.task_table()
+
+
+@pytest.mark.parametrize("adapter", ["pal", "none"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_encoder_is_transformers_bert(adapter: str, padded: bool, tiny_bert: Path) -> None:
+    reference = BertModel.from_pretrained(tiny_bert, attn_implementation="eager").eval()
+    options = ModelConfig(adapter=adapter, adapter_hidden=12, adapter_heads=2)
+    model = build_model(tiny_bert, resolve_tasks(["sst"]), options).eval()
+    batch = laws.random_batch(model, "sst", rows=5, width=20, padded=padded)
+    mask = torch.ones_like(batch.input_ids_BL) if batch.mask_BL is None else batch.mask_BL.long()
+    expected = reference(batch.input_ids_BL, attention_mask=mask, token_type_ids=batch.token_type_ids_BL)
+    residual = model.adapters["sst"].residual
+    hidden = model.bert(*batch[1:4], residual=residual)
+    torch.testing.assert_close(hidden[mask.bool()], expected.last_hidden_state[mask.bool()], rtol=1e-5, atol=1e-5)
+    first = model.bert(*batch[1:4], residual=residual, first_only=True)
+    torch.testing.assert_close(first[:, 0], expected.last_hidden_state[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.pool(first, None), expected.pooler_output, rtol=1e-5, atol=1e-5)
+
+
+def test_minilm_is_transformers_bert(minilm: Path) -> None:
+    reference = BertModel.from_pretrained(minilm).eval()
+    model = build_model(minilm, resolve_tasks(["sst"]), ModelConfig()).eval()
+    batch = laws.random_batch(model, "sst", rows=4, width=30)
+    expected = reference(
+        batch.input_ids_BL, attention_mask=batch.mask_BL.long(), token_type_ids=batch.token_type_ids_BL
+    )
+    hidden = model.bert(*batch[1:4])
+    torch.testing.assert_close(hidden[batch.mask_BL], expected.last_hidden_state[batch.mask_BL], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "pals"])
+def test_golden_vectors_of_the_authors_program(kind: str, shared: Path) -> None:
+    path = shared / "golden" / f"{kind}.safetensors"
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["config"])
+    golden = load_file(path)
+    theirs = {name.removeprefix("param."): value for name, value in golden.items() if name.startswith("param.")}
+    converted = convert_state_dict(theirs, list(TASKS_OF_THREE))
+    config = tiny_config(
+        converted.adapter, adapter_hidden=converted.adapter_hidden, adapter_heads=facts["adapter_heads"] or 1,
+        hidden_size=facts["hidden"], num_hidden_layers=facts["layers"], num_attention_heads=facts["heads"],
+        intermediate_size=facts["intermediate"], layer_norm_eps=facts["layer_norm_eps"],
+        vocab_size=theirs["bert.embeddings.word_embeddings.weight"].shape[0],
+        max_position_embeddings=theirs["bert.embeddings.position_embeddings.weight"].shape[0],
+    )  # fmt: skip
+    model = MultiTaskBert(config).double().eval()
+    model.load_state_dict(converted.state, strict=True)
+    inputs = golden["input_ids"], golden["token_type_ids"], golden["attention_mask"].bool()
+    for index, task in enumerate(TASKS_OF_THREE):
+        residual = model.adapters[task].residual
+        hidden = model.bert(*inputs, residual=residual)
+        first = model.bert(*inputs, residual=residual, first_only=True)
+        pooled = model.pool(first, inputs[2])
+        close = {"rtol": 0, "atol": 1e-9}
+        torch.testing.assert_close(hidden, golden[f"out.last_hidden.{index}"], **close)
+        torch.testing.assert_close(pooled, golden[f"out.pooled.{index}"], **close)
+        torch.testing.assert_close(model.heads[task](pooled), golden[f"out.logits.{index}"], **close)
+        seen = []
+        hook = model.bert.encoder.layer[0].register_forward_hook(lambda module, given, out, seen=seen: seen.append(out))
+        batch = laws.random_batch(model, task)._replace(
+            input_ids_BL=inputs[0], token_type_ids_BL=inputs[1], mask_BL=inputs[2]
+        )
+        logits = model(batch)
+        hook.remove()
+        torch.testing.assert_close(seen[0], golden[f"out.first_hidden.{index}"], **close)
+        if index == 0:
+            logits.square().sum().backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    expected = convert_state_dict(
+        {name.removeprefix("grad0."): value for name, value in golden.items() if name.startswith("grad0.")},
+        list(TASKS_OF_THREE),
+    ).state
+    assert gradients.keys() <= expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(gradients.get(name, torch.zeros_like(value)), value, rtol=0, atol=1e-9)
+
+
+BERT_BASE_UNCASED = BertConfig()  # Transformers' defaults are bert-base-uncased's geometry
+
+
+@pytest.mark.parametrize(
+    ("tasks", "hidden", "total", "per_task"),
+    [
+        ([5, 2, 1], 204, None, 1_819_836),
+        ([2, 1, 2, 3, 2, 2, 2, 2], 204, 109_494_544 + 14_558_688, 1_819_836),
+    ],
+)
+def test_parameter_counts_of_the_paper(tasks: list[int], hidden: int, total: int | None, per_task: int) -> None:
+    """notes: authors' program, base model 109,494,544 with 8 GLUE heads; PALs add 14,558,688 for 8 tasks."""
+    entries = [
+        {"name": f"t{index}", "files": {}, "text_a": "a", "label": "b",
+         "metric": "pearson" if outputs == 1 else "accuracy",
+         "objective": {"score": [0, 5]} if outputs == 1 else {"classes": outputs}}
+        for index, outputs in enumerate(tasks)
+    ]  # fmt: skip
+    with torch.device("meta"):
+        model = MultiTaskBert(MultiTaskBertConfig(tasks=entries, adapter="pal", adapter_hidden=hidden))
+    adapters = sum(parameter.numel() for parameter in model.adapters.parameters())
+    assert adapters == per_task * len(tasks)
+    counts = model.parameter_counts()
+    base = counts["total"] - adapters
+    if total is None:
+        assert round(counts["total"] / base, 4) == 1.0499
+    else:
+        assert counts["total"] == total
+        assert round(counts["total"] / base, 4) == 1.1330
+
+
+def test_only_chosen_layers_carry_adapters() -> None:
+    model = MultiTaskBert(tiny_config(adapter_layers=[2]))
+    assert list(model.adapters["sst"].attention) == ["2"]
+    assert model.adapters["sst"].residual(0, torch.zeros(1, 4, 24), None, 4) is None
+    laws.assert_everything_moves(model)
+
+
+def test_tensor_core_preset() -> None:
+    geometry = Geometry(encoder_hidden=768, layers=tuple(range(12)), hidden=192, heads=12, dropout=0.1)
+    pal = Adapter.kinds["pal"](geometry)
+    assert geometry.hidden // geometry.heads == 16
+    assert sum(parameter.numel() for parameter in pal.parameters()) == 768 * 192 * 2 + 192 + 768 + 12 * 3 * (
+        192**2 + 192
+    )
+
+
+def test_one_task_file_carries_a_task_over(tmp_path: Path) -> None:
+    from pal_dist.export import export_model
+
+    model, other = MultiTaskBert(tiny_config()), MultiTaskBert(tiny_config())
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    export_model(model, tmp_path / "m", source=tmp_path, card={"synthetic": True}, metrics={"sst": {"accuracy": 0.5}})
+    file = tmp_path / "m" / "tasks" / "sst.safetensors"
+    other.load_task(file, "sst")
+    assert all(torch.equal(value, model.task_state("sst")[name]) for name, value in other.task_state("sst").items())
+    assert not torch.equal(other.heads["sts"][1].weight, model.heads["sts"][1].weight)
+    with pytest.raises(UserError, match="does not fit task `sts`"):
+        other.load_task(file, "sts")
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "synthetic" in card
+    assert "| sst | accuracy | 0.5000 |" in card
+    assert load_model(tmp_path / "m").config.adapter == "pal"
+
+
+def test_fast_dropout_has_the_right_statistics() -> None:
+    from pal_dist.attention import dropout
+
+    values = torch.full((1000, 1003), 2.0, requires_grad=True)
+    found = dropout(values, 0.1, True)
+    dropped = (found == 0).float().mean().item()
+    assert dropped == pytest.approx(0.1, abs=0.002)
+    assert found.mean().item() == pytest.approx(2.0, rel=0.002)
+    assert found.max().item() == pytest.approx(2 / 0.9, rel=1e-4)
+    found.sum().backward()
+    torch.testing.assert_close(values.grad * 2, found.detach())
+    rows = (found == 0).float().mean(dim=1)
+    assert rows.std().item() < 0.02  # no row or column is favoured
+    assert dropout(values, 0.1, False) is values
+
+
+def test_attention_with_and_without_dropout_agree_in_expectation() -> None:
+    from pal_dist.attention import attention
+
+    q, k, v = torch.randn(3, 2, 7, 8)
+    mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    mask[1, :, :, 4:] = False
+    exact = attention(q, k, v, mask, heads=2, p=0.0, training=True)
+    torch.manual_seed(1)
+    mean = sum(attention(q, k, v, mask, heads=2, p=0.1, training=True) for _ in range(3000)) / 3000
+    torch.testing.assert_close(mean, exact, rtol=0.05, atol=0.05)
+
+
+class TestConvert:
+    def test_tied_projections_listed_in_every_layer_must_agree(self) -> None:
+        names = [f"bert.encoder.layer.{layer}.multi_layers.0.aug_dense.weight" for layer in range(2)]
+        same = torch.ones(3, 4)
+        assert list(convert_state_dict(dict.fromkeys(names, same), ["sst"]).state) == ["adapters.sst.down.weight"]
+        with pytest.raises(UserError, match="tied"):
+            convert_state_dict({names[0]: same, names[1]: same + 1}, ["sst"])
+
+    def test_unknown_names_are_named(self) -> None:
+        with pytest.raises(UserError, match=r"mult\.houlsby"):
+            convert_state_dict({"bert.encoder.layer.0.mult.houlsby.weight": torch.ones(1)}, ["sst"])
+        with pytest.raises(UserError, match="only 1 tasks"):
+            convert_state_dict({"classifier.3.bias": torch.ones(1)}, ["sst"])
+
+    def test_whole_file(self, shared: Path, tmp_path: Path) -> None:
+        golden = load_file(shared / "golden" / "pals.safetensors")
+        state = {k.removeprefix("param."): v.float() for k, v in golden.items() if k.startswith("param.")}
+        torch.save(state, tmp_path / "pytorch_model.bin")
+        (tmp_path / "bert_config.json").write_text(json.dumps(
+            {"vocab_size": 200, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 96, "max_position_embeddings": 64, "hidden_act": "gelu"}
+        ))  # fmt: skip
+        convert_files(
+            tmp_path / "pytorch_model.bin", tmp_path / "bert_config.json", ["sst", "para", "sts"], tmp_path / "out"
+        )
+        model = load_model(tmp_path / "out").double().eval()
+        inputs = golden["input_ids"], golden["token_type_ids"], golden["attention_mask"].bool()
+        batch = laws.random_batch(model, "sst")._replace(
+            input_ids_BL=inputs[0], token_type_ids_BL=inputs[1], mask_BL=inputs[2]
+        )
+        torch.testing.assert_close(model(batch), golden["out.logits.0"], rtol=0, atol=1e-5)

@@ -1,0 +1,106 @@
+"""Law 1: any cut into micro-batches, on any number of ranks, gives what one process with one big batch gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+
+from pal_dist.config import RunConfig
+from pal_dist.data import load_corpus, load_tokenizer
+from pal_dist.model import build_model
+from pal_dist.optim import learning_rate_factor, parameter_groups
+from pal_dist.session import assemble, plan_steps
+from pal_dist.tasks import resolve_tasks
+
+Parameters = dict[str, np.ndarray]
+
+
+def train_in_float64(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[str, Any]]:
+    """What `pal-dist train` does, with a model in float64."""
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer.engine.model.double()
+    state = trainer.fit()
+    trainer.report.close()
+    trainer.engine.close()
+    values = {name: value.detach().numpy() for name, value in trainer.engine.model.named_parameters()}
+    return values, {"examples": state.examples, "useful_tokens": state.useful_tokens, "metrics": state.best_metrics}
+
+
+def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
+    """The same training written as plainly as can be: one padded batch a task, torch's own AdamW and clipping."""
+    tasks = resolve_tasks(run.data.tasks)
+    folder = Path(run.model.model)
+    corpora = [
+        load_corpus(task, "train", data_dir=Path(run.data.data_dir), cache_dir=cache_dir, max_characters=20_000,
+                    tokenizer=load_tokenizer(folder), max_length=run.data.max_length, bad_rows="stop")
+        for task in tasks
+    ]  # fmt: skip
+    torch.manual_seed(run.train.seed)
+    model = build_model(folder, tasks, run.model).double().train()
+    if run.train.mode == "pretrain":
+        model.freeze_encoder()
+    optimizer = torch.optim.AdamW(parameter_groups(model, run.optimizer.weight_decay), fused=False)
+    schedule, total = plan_steps(run, corpora)
+    for step, served in enumerate(schedule.steps(0, total)):
+        count = sum(len(rows) for _, rows in served)
+        losses = []
+        for index, rows in served:
+            batch = corpora[index].batch(tasks[index].name, rows)
+            losses.append(tasks[index].objective.loss(model(batch), batch.labels_B))
+        (torch.stack(losses).sum() / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), run.optimizer.max_gradient_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = run.optimizer.learning_rate * learning_rate_factor(step, total, run.optimizer.warmup)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: value.detach().numpy() for name, value in model.named_parameters()}
+
+
+def assert_same(found: Parameters, expected: Parameters, tolerance: float = 1e-12) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            found[name], value, rtol=0, atol=tolerance * max(1, np.abs(value).max()), err_msg=name
+        )
+
+
+CASES = {
+    "task-complete": {},
+    "annealed, task-complete": {"sampling": "annealed", "epochs": 3},
+    "random, one task a step": {"sampling": "random", "step_tasks": "one"},
+    "batches smaller than the ranks": {"batch_size": 1},
+    "frozen encoder": {"mode": "pretrain"},
+    "no adapter, mean pooling": {"adapter": "none", "pooling": "mean"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_gradient(case: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    # Nine steps: the pass over sts (29 examples, 8 a step) ends with a step of 5, so a partial step is among them.
+    flags = {"max_steps": 9, "max_gradient_norm": 0.5, **CASES[case]}
+    reference = plain_reference(tiny_run(**flags), cache_dir)
+    served: list[dict[str, Any]] = []
+    for number, (ranks, budget) in enumerate([(1, 4096), (1, 64), (2, 4096), (2, 64)]):
+        run = tiny_run(**flags, tokens_per_micro_batch=budget, output_dir=tmp_path / str(number))
+        answers = run_ranks(train_in_float64, run, cache_dir, ranks=ranks)
+        for answer in answers:
+            assert not isinstance(answer, Exception), answer
+            assert_same(answer[0], reference)
+            served.append(answer[1])
+    assert all(one["examples"] == served[0]["examples"] for one in served)
+    assert all(one["useful_tokens"] == served[0]["useful_tokens"] for one in served)
+    for one in served:  # law 6 across ranks: the same model, the same metrics
+        for task, metrics in served[0]["metrics"].items():
+            assert one["metrics"][task] == pytest.approx(metrics, abs=1e-9, nan_ok=True)
+
+
+def test_the_law_can_fail(tiny_run, cache_dir: Path) -> None:
+    run = tiny_run()
+    assert_same(plain_reference(run, cache_dir), plain_reference(run, cache_dir))
+    with pytest.raises(AssertionError):
+        assert_same(plain_reference(run, cache_dir), plain_reference(tiny_run(batch_size=9), cache_dir))

@@ -1,0 +1,89 @@
+"""Settings: every field has a meaning, every mistake is named, all of them at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pal_dist.config import RunConfig
+from pal_dist.errors import UserError
+from pal_dist.settings import describe, resolve, run_from_dict, settings
+
+OTHER_VALUES = {
+    "data_dir": "x", "tasks": "sst", "max_length": "64", "max_characters": "9", "bad_rows": "stop", "cache_dir": "y",
+    "model": "z", "adapter": "none", "adapter_hidden": "192", "adapter_heads": "6", "adapter_layers": "0,1",
+    "pooling": "mean", "head_layers": "2", "dropout": "0.2", "head_dropout": "0.3", "batch_size": "8",
+    "sampling": "sqrt", "step_tasks": "one", "tokens_per_micro_batch": "999", "window_batches": "5",
+    "optimizer": "adamw_8bit", "learning_rate": "1e-4", "weight_decay": "0", "warmup": "0", "max_gradient_norm": "0",
+    "output_dir": "o", "mode": "pretrain", "epochs": "1", "max_steps": "5", "precision": "fp32", "seed": "3",
+    "evaluate_every": "10", "patience": "2", "keep_best": "each", "log_every": "1", "resume": "no",
+}  # fmt: skip
+
+
+def test_every_field_is_a_flag_with_a_docstring_and_changes_the_run() -> None:
+    assert OTHER_VALUES.keys() == settings().keys()
+    for name, text in OTHER_VALUES.items():
+        assert len(settings()[name].help) > 20
+        assert describe(settings()[name].kind)
+        assert resolve({name: text})[0] != RunConfig(), name
+
+
+def test_later_layers_win_and_origins_are_remembered(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("batch: {batch_size: 8, sampling: sqrt}\nseed: 5\n")
+    run, origins = resolve({"seed": "6"}, str(file))
+    assert (run.batch.batch_size, run.batch.sampling, run.train.seed) == (8, "sqrt", 6)
+    assert (origins["batch_size"], origins["seed"], origins["epochs"]) == (f"file {file}", "command line", "default")
+
+
+def test_a_run_survives_being_written() -> None:
+    run = resolve(OTHER_VALUES)[0]
+    assert run_from_dict(run.to_dict()) == run
+
+
+def test_all_problems_at_once_with_the_nearest_name() -> None:
+    with pytest.raises(UserError) as caught:
+        resolve({"learning_rat": "1", "epochs": "many", "sampling": "fair", "seed": "true"})
+    text = str(caught.value)
+    assert "--learning_rat (command line): did you mean --learning_rate?" in text
+    assert "--epochs takes whole number; found 'many'" in text
+    assert "--sampling takes round_robin|random|proportional|sqrt|annealed; found 'fair'" in text
+    assert "--seed" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"adapter_hidden": "100"}, "cannot be split into --adapter_heads 12"),
+        ({"dropout": "1"}, "probability"),
+        ({"warmup": "3"}, "share of all steps"),
+        ({"tokens_per_micro_batch": "64"}, "cannot hold one sequence"),
+        ({"evaluate_every": "often"}, "number of steps, `epoch` or `none`"),
+        ({"evaluate_every": "none", "patience": "1"}, "--patience counts evaluations"),
+        ({"batch_size": "0"}, "--batch_size is too small"),
+        ({"max_steps": "0"}, "--max_steps must be at least 1"),
+        ({"learning_rate": "-1"}, "must be above 0"),
+        ({"learning_rate": "nan"}, "must be above 0"),
+        ({"weight_decay": "-0.1"}, "must not be negative"),
+        ({"tasks": ""}, "name at least one task"),
+    ],
+)
+def test_rules_that_join_fields(flags: dict[str, str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        resolve(flags)
+
+
+def test_none_is_written_none() -> None:
+    assert resolve({"max_steps": "none", "adapter_layers": "None"})[0].train.max_steps is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("- a", "field: value"), (":\n:", "not readable"), (None, "no such file")]
+)
+def test_bad_config_files(content: str | None, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    if content:
+        file.write_text(content)
+    with pytest.raises(UserError, match=says):
+        resolve({}, str(file))
