@@ -1,0 +1,88 @@
+"""Where the time of a training step goes, and what one more micro-batch costs in tokens.
+
+python tests/bench/profile_step.py --data_dir DATA [--adapter none|pal] [--steps 12]
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from pal_dist.data import Batch
+from pal_dist.session import assemble
+from pal_dist.settings import resolve
+from pal_dist.trainer import Trainer
+
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
+    "dropout": ("native_dropout_backward", "random_", "ge", "mul"),
+    "GELU": ("gelu", "gelu_backward"),
+    "softmax, LayerNorm": ("_softmax", "_softmax_backward_data", "native_layer_norm", "native_layer_norm_backward"),
+    "clearing and copying memory": ("fill_", "zero_", "copy_", "cat", "clone"),
+    "optimizer": ("_fused_adamw_",),
+    "gradient norm": ("_foreach_norm", "linalg_vector_norm", "_foreach_mul_", "stack"),
+    "embedding": ("index_select", "embedding_dense_backward", "embedding"),
+}
+
+
+def fixed_cost(trainer: Trainer) -> float:
+    """Tokens whose time equals that of starting one more forward and backward: intercept over slope of time(tokens)."""
+    task, times, tokens = trainer.tasks[0], [], []
+    for rows in (8, 16, 32, 64, 128) * 4:
+        ids = torch.randint(1000, 20000, (rows, 24))
+        batch = Batch(task.name, ids, torch.zeros_like(ids), None, torch.zeros(rows), rows * 24)
+        start = time.perf_counter()
+        trainer.engine.backward(task.objective.loss(trainer.engine.forward(batch), batch.labels_B), rows)
+        times.append(time.perf_counter() - start)
+        tokens.append(rows * 24)
+    medians = {
+        size: statistics.median(t for t, n in zip(times, tokens, strict=True) if n == size) for size in set(tokens)
+    }
+    slope, intercept = np.polyfit(list(medians), list(medians.values()), 1)
+    trainer.engine.optimizer.zero_grad()
+    return float(intercept / slope)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--adapter", default="none")
+    parser.add_argument("--steps", type=int, default=12)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {"data_dir": options.data_dir, "adapter": options.adapter, "cache_dir": folder,
+                 "output_dir": str(Path(folder) / "run")}  # fmt: skip
+        trainer = assemble(resolve(flags)[0], {}, cache_dir=Path(folder))
+        trainer.engine.model.train()
+        steps = trainer.schedule.steps(0, options.steps + 2)
+        for _ in range(2):
+            trainer.step(next(steps))
+        with profile(activities=[ProfilerActivity.CPU]) as profiled, record_function("steps"):
+            for served in steps:
+                trainer.step(served)
+        averages = {event.key: event for event in profiled.key_averages()}
+        whole = averages["steps"].cpu_time_total + 0.0
+        # Backward runs on a thread of its own, so its operators are not inside "steps": take each operator's own time.
+        own = {
+            key.removeprefix("aten::"): event.self_cpu_time_total for key, event in averages.items() if "aten::" in key
+        }
+        print(f"{options.steps} steps, {whole / options.steps / 1e3:.0f} ms each, {torch.get_num_threads()} threads")
+        told = 0.0
+        for kind, names in KINDS.items():
+            share = sum(own.get(name, 0.0) for name in names) / whole
+            told += share
+            print(f"{kind:30s} {share:6.1%}")
+        rest = sorted(
+            ((value, key) for key, value in own.items() if not any(key in n for n in KINDS.values())), reverse=True
+        )
+        print(f"{'everything else':30s} {1 - told:6.1%}   largest: {', '.join(key for _, key in rest[:5])}")
+        print(f"one more micro-batch costs as much as {fixed_cost(trainer):.0f} tokens")
+
+
+if __name__ == "__main__":
+    main()
