@@ -74,7 +74,7 @@ def answer(opened: Opened, name: str, text: str, text_b: str | None) -> dict[str
     opened.model.eval()
     texts: list[tuple[str, str | None]] = [(text.strip(), text_b.strip() if text_b else None)]
     batch = batch_of_texts(name, texts, opened.tokenizer, max_length=opened.run.data.max_length)
-    logits = opened.engine.forward(batch).cpu()
+    logits = opened.engine.forward(opened.engine.place(batch)).cpu()
     value = task.objective.predict(logits.numpy())[0].item()
     names = getattr(task.objective, "names", ())
     found: dict[str, Any] = {"task": name, "prediction": names[int(value)] if names else value}

@@ -87,7 +87,8 @@ class Engine:
                 torch.distributed.broadcast(flat, src=0)
                 _unflatten_into(bucket, flat)
 
-    def to_device(self, batch: Batch) -> Batch:
+    def place(self, batch: Batch) -> Batch:
+        """The batch on this rank's device; the copy does not wait."""
         if self.device.type == "cpu":
             return batch
         moved = [
@@ -96,9 +97,9 @@ class Engine:
         return Batch(*moved)  # type: ignore[arg-type]
 
     def forward(self, batch: Batch) -> Tensor:
-        """logits_BC in float32 (or the model's own wider type) of a batch on the CPU."""
+        """logits_BC in float32 (or the model's own wider type) of a placed batch."""
         with self.accelerator.autocast():
-            logits: Tensor = self.model(self.to_device(batch))
+            logits: Tensor = self.model(batch)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def backward(self, loss_sum: Tensor, count: int) -> None:

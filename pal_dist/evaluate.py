@@ -49,7 +49,9 @@ def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_
         corpus.lengths, budget=budget, rank=engine.rank, ranks=engine.ranks, multiple=engine.multiple
     )
     batches = (corpus.batch(task.name, part, padding_id=padding_id, multiple=engine.multiple) for part in rows)
-    found = [(part, engine.forward(batch).cpu().numpy()) for part, batch in zip(rows, batches, strict=True)]
+    found = [
+        (part, engine.forward(engine.place(batch)).cpu().numpy()) for part, batch in zip(rows, batches, strict=True)
+    ]
     logits = np.empty((len(corpus), task.objective.outputs), dtype=np.float32)
     for share in engine.gather(found):
         for part, values in share:

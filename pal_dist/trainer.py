@@ -95,11 +95,12 @@ class Trainer:
         count = sum(len(rows) for _, rows in served)
         for micro in self.micro_batches(served):
             task = self.tasks[micro.task]
-            batch = self.train[micro.task].batch(
-                task.name, micro.rows, padding_id=self.padding_id, multiple=self.engine.multiple
+            batch = self.engine.place(
+                self.train[micro.task].batch(
+                    task.name, micro.rows, padding_id=self.padding_id, multiple=self.engine.multiple
+                )
             )
-            labels_B = batch.labels_B.to(self.engine.device, non_blocking=True)
-            loss_sum = task.objective.loss(self.engine.forward(batch), labels_B)
+            loss_sum = task.objective.loss(self.engine.forward(batch), batch.labels_B)
             if micro.filler:  # an extra example that keeps ranks in step: its gradient is zero
                 loss_sum = loss_sum * 0.0
             self.engine.backward(loss_sum, count)

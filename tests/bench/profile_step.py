@@ -33,7 +33,7 @@ KINDS = {
 def fixed_cost(trainer: Trainer) -> float:
     """Tokens whose time equals that of starting one more forward and backward: intercept over slope of time(tokens)."""
     task, times, tokens = trainer.tasks[0], [], []
-    for rows in (8, 16, 32, 64, 128) * 4:
+    for rows in (8, 16, 32, 64, 128) * 9:
         ids = torch.randint(1000, 20000, (rows, 24))
         batch = Batch(task.name, ids, torch.zeros_like(ids), None, torch.zeros(rows), rows * 24)
         start = time.perf_counter()
