@@ -89,3 +89,24 @@ def head_multiple(device: torch.device) -> int:
     """What a head's width must be a multiple of for the fused kernels: a PAL of 204 with 12 heads has heads of 17, and
     PyTorch would silently fall back to the kernel that keeps every L x L score."""
     return 8 if device.type == "cuda" else 1
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with query, key and value projections and no output projection."""
+
+    def __init__(self, hidden: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query, self.key, self.value = (nn.Linear(hidden, hidden) for _ in range(3))
+
+    def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor:
+        """(B, Q, D): context of the first Q = `queries` tokens, each looking at all L."""
+        return attention(
+            self.query(hidden_BLD[:, :queries]),
+            self.key(hidden_BLD),
+            self.value(hidden_BLD),
+            mask,
+            heads=self.heads,
+            p=self.dropout,
+            training=self.training,
+        )

@@ -6,11 +6,14 @@ import difflib
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pal_dist.config import default_learning_rate
 from pal_dist.errors import UserError
+from pal_dist.pretrained import find_model, read_model_config
 from pal_dist.report import table
 from pal_dist.settings import describe, resolve, settings
 
@@ -38,6 +41,12 @@ def config(**flags: str) -> None:
     """Show every setting's effective value and where it came from, without starting anything."""
     run, origins = _run(flags)
     values = {name: value for section in run.to_dict().values() for name, value in section.items()}
+    values["cache_dir"] = values["cache_dir"] or default_cache()
+    if values["learning_rate"] is None and (run.model.model == "minilm" or Path(run.model.model).is_dir()):
+        # A name on the hub is not fetched for this: its learning rate is said before the first step.
+        width = read_model_config(find_model(run.model.model)).get("hidden_size", 768)
+        values["learning_rate"] = default_learning_rate(run.train.mode, width)
+        origins["learning_rate"] = f"default ({run.train.mode}, width {width})"
     rows = [[settings()[name].section, name, _shown(value), origins[name]] for name, value in values.items()]
     print(table(["section", "setting", "value", "origin"], rows))
 
@@ -188,10 +197,8 @@ def help_text(verb: str | None = None) -> str:
     if verb in ("train", "config"):
         lines += ["", "  --config FILE", "      A yaml of the settings below; the command line wins over it."]
         for setting in settings().values():
-            lines += [
-                f"  --{setting.name} {describe(setting.kind)}   (default: {_shown(setting.default)})",
-                f"      {setting.help}",
-            ]
+            lines.append(f"  --{setting.name} {describe(setting.kind)}   (default: {_shown(setting.default)})")
+            lines += textwrap.wrap(setting.help, 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 
 
@@ -210,9 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print(
-            "\npal-dist: interrupted; the last checkpoint is whole, the same command goes on from it", file=sys.stderr
-        )
+        print("\npal-dist: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 

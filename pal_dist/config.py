@@ -50,7 +50,7 @@ class ModelConfig:
 
     pooling: Literal["pooler", "first", "mean"] | None = None
     """What the heads read. pooler: tanh(dense(first token)); first: the first token; mean: the mean over all tokens.
-    None: pooler where the checkpoint has one trained, which is BERT's own way."""
+    None: pooler, BERT's own way."""
 
     head_layers: int = 0
     """Hidden layers (dropout, linear, ReLU) of each task's head before its output layer."""
@@ -88,7 +88,7 @@ class OptimizerConfig:
 
     learning_rate: float | None = None
     """Peak learning rate. None: 1e-3 in pretrain; in finetune the paper's 1e-5 for encoders of BERT-base width or more,
-    and a measured one for narrower encoders (`pal-dist config` shows it)."""
+    and 2e-4 for narrower ones, where it was the best of those tried (BENCHMARKS.md)."""
 
     weight_decay: float = 0.01
     """Decoupled weight decay of weight matrices; biases and LayerNorms have none."""
@@ -98,6 +98,16 @@ class OptimizerConfig:
 
     max_gradient_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0: never."""
+
+
+def default_learning_rate(mode: str, encoder_hidden: int) -> float:
+    """The peak rate where none is given.
+
+    pretrain and BERT-base: the paper's (section 5.2). Narrower encoders: measured on MiniLM (BENCHMARKS.md).
+    """
+    if mode == "pretrain":
+        return 1e-3
+    return 1e-5 if encoder_hidden >= 768 else 2e-4
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from pal_dist.attention import Dropout, attention
+from pal_dist.attention import Dropout, SelfAttention
 
 Residual = Callable[[int, Tensor, Tensor | None, int], Tensor | None]
 """(layer, hidden_BLD, mask, queries) -> (B, Q, D) to add at the layer's second LayerNorm, or None."""
@@ -49,26 +49,6 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(self.word_embeddings(input_ids_BL) + types_BLD + fixed_LD))
 
 
-class SelfAttention(nn.Module):
-    """Query, key and value of every head. The output projection is the parent's."""
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
-        self.query, self.key, self.value = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(3))
-
-    def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor:
-        return attention(
-            self.query(hidden_BLD[:, :queries]),
-            self.key(hidden_BLD),
-            self.value(hidden_BLD),
-            mask,
-            heads=self.heads,
-            p=self.dropout,
-            training=self.training,
-        )
-
-
 class ResidualOutput(nn.Module):
     """dropout(dense(x)) + residual, normalised."""
 
@@ -85,7 +65,8 @@ class ResidualOutput(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.self = SelfAttention(config)
+        heads, p = config.num_attention_heads, config.attention_probs_dropout_prob
+        self.self = SelfAttention(config.hidden_size, heads, p)
         self.output = ResidualOutput(config.hidden_size, config)
 
     def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor:

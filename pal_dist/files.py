@@ -29,7 +29,13 @@ def new_folder(folder: Path, *, needs: int = 0) -> Iterator[Path]:
             if free < needs:
                 raise OSError(errno.ENOSPC, f"{needs:,} bytes are needed and {free:,} are free")
             yield draft
-            for path in draft.rglob("*"):
+            probe = draft / ".mode"
+            probe.touch()
+            mode = probe.stat().st_mode
+            probe.unlink()
+            for path in list(draft.rglob("*")):
+                if path.is_file():
+                    path.chmod(mode)  # some writers make files that only their owner may read; a team shares runs
                 _sync(path)
             old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
             if folder.exists():

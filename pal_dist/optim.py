@@ -10,21 +10,6 @@ from torch import nn
 
 from pal_dist.config import OptimizerConfig
 
-PRETRAIN_RATE = 1e-3
-"""Peak rate with a frozen encoder (the paper, section 5.2)."""
-
-FINETUNE_RATE = 1e-5
-"""Peak rate of the paper's fine-tuning, for BERT-base."""
-
-NARROW_FINETUNE_RATE = 2e-4
-"""Peak rate for encoders narrower than BERT-base: the best of 1e-5 ... 3e-4 for MiniLM (BENCHMARKS.md)."""
-
-
-def default_learning_rate(mode: str, encoder_hidden: int) -> float:
-    if mode == "pretrain":
-        return PRETRAIN_RATE
-    return FINETUNE_RATE if encoder_hidden >= 768 else NARROW_FINETUNE_RATE
-
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     """Share of the peak rate at a step (from 0): up linearly over `warmup * total` steps, then down linearly to 0.

@@ -14,7 +14,7 @@ from pal_dist.announce import before_first_step, results_of, summary
 from pal_dist.batching import Schedule
 from pal_dist.checkpoint import checkpoints
 from pal_dist.checkpoint import load_checkpoint as load_state
-from pal_dist.config import RunConfig
+from pal_dist.config import RunConfig, default_learning_rate
 from pal_dist.corpus import built_in_corpus
 from pal_dist.data import Corpus, load_corpus, load_tokenizer
 from pal_dist.engine import Engine
@@ -22,7 +22,7 @@ from pal_dist.errors import UserError
 from pal_dist.export import export_model
 from pal_dist.files import full_disk_is_told, write_json
 from pal_dist.model import MultiTaskBert, build_model, load_model
-from pal_dist.optim import build_optimizer, default_learning_rate
+from pal_dist.optim import build_optimizer
 from pal_dist.pretrained import find_model
 from pal_dist.report import Report, RunReport
 from pal_dist.sampling import Sampling

@@ -6,32 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pal_dist.adapters.base import Adapter, Geometry, ZeroLinear
-from pal_dist.attention import attention
-
-
-class ProjectedSelfAttention(nn.Module):
-    """Multi-head self-attention in the projected space: Q, K and V, and no output projection."""
-
-    def __init__(self, hidden: int, heads: int, dropout: float):
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.query, self.key, self.value = (nn.Linear(hidden, hidden) for _ in range(3))
-
-    def forward(self, projected_BLR: Tensor, mask: Tensor | None, queries: int) -> Tensor:
-        return attention(
-            self.query(projected_BLR[:, :queries]),
-            self.key(projected_BLR),
-            self.value(projected_BLR),
-            mask,
-            heads=self.heads,
-            p=self.dropout,
-            training=self.training,
-        )
+from pal_dist.attention import SelfAttention
 
 
 class ProjectedAttentionLayers(Adapter, kind="pal"):
     """PAL_l(h) = gelu(V^D attention_l(V^E h)), beside encoder layer l.
 
+    The attention is multi-head self-attention in the projected space, without an output projection.
     V^E (D -> R) and V^D (R -> D) are one pair per task, tied over the layers and stored once; Q, K and V are each
     layer's own. The trailing GELU is that of the authors' program (modeling.py:306); the paper's formula has none.
     V^D is born zero, so PAL is born as nothing; the authors draw it from N(0, 0.02), which disturbs BERT a little.
@@ -42,10 +23,7 @@ class ProjectedAttentionLayers(Adapter, kind="pal"):
         self.down = nn.Linear(geometry.encoder_hidden, geometry.hidden)
         self.up = ZeroLinear(geometry.hidden, geometry.encoder_hidden)
         self.attention = nn.ModuleDict(
-            {
-                str(layer): ProjectedSelfAttention(geometry.hidden, geometry.heads, geometry.dropout)
-                for layer in geometry.layers
-            }
+            {str(layer): SelfAttention(geometry.hidden, geometry.heads, geometry.dropout) for layer in geometry.layers}
         )
 
     def residual(self, layer: int, hidden_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor | None:

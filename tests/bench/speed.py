@@ -1,8 +1,8 @@
 """Examples per second of pal-dist against the usual loop.
 
-Same encoder, data, batch size, precision and threads. Both train in this one process, in turn, a few hundred examples at
-a time; each turn's rate counts, and the ratio is that of the medians. pal-dist runs `--sampling proportional`, so that
-both see the tasks in the same proportions.
+Same encoder, data, batch size, precision and threads. Both train in this one process, in turn, some hundred examples
+at a time; each turn's rate counts, and the ratio is that of the medians. pal-dist runs `--sampling proportional`, so
+that both see the tasks in the same proportions.
 
     python tests/bench/speed.py --data_dir DATA [--rounds 8] [--adapters none,pal]
 """
