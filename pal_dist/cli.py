@@ -42,13 +42,21 @@ def config(**flags: str) -> None:
     run, origins = _run(flags)
     values = {name: value for section in run.to_dict().values() for name, value in section.items()}
     values["cache_dir"] = values["cache_dir"] or default_cache()
-    if values["learning_rate"] is None and (run.model.model == "minilm" or Path(run.model.model).is_dir()):
-        # A name on the hub is not fetched for this: its learning rate is said before the first step.
-        width = read_model_config(find_model(run.model.model)).get("hidden_size", 768)
+    if values["learning_rate"] is None and (width := _encoder_width(run.model.model)):
         values["learning_rate"] = default_learning_rate(run.train.mode, width)
         origins["learning_rate"] = f"default ({run.train.mode}, width {width})"
     rows = [[settings()[name].section, name, _shown(value), origins[name]] for name, value in values.items()]
     print(table(["section", "setting", "value", "origin"], rows))
+
+
+def _encoder_width(model: str) -> int | None:
+    """Width of an encoder that is here already; a name on the hub is not fetched just to be shown."""
+    try:
+        return (
+            read_model_config(find_model(model))["hidden_size"] if model == "minilm" or Path(model).is_dir() else None
+        )
+    except (UserError, KeyError):
+        return None
 
 
 def _shown(value: Any) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from pal_dist.errors import UserError
 from pal_dist.files import full_disk_is_told
 from pal_dist.reading import BadRow, Example, read_rows
+from pal_dist.report import say
 from pal_dist.tasks import Task, task_to_dict
 
 if TYPE_CHECKING:
@@ -232,6 +234,7 @@ def _build(folder: Path, examples: _Usable, tokenizer: Tokenizer, max_length: in
     try:
         with ExitStack() as stack:
             files: dict[str, BinaryIO] = {n: stack.enter_context(open(draft / f"{n}.bin", "wb")) for n in names}
+            begun = time.perf_counter()
             examples_written, truncated = _write(files, examples, tokenizer, dtype, title)
             for file in files.values():
                 file.flush()
@@ -244,6 +247,8 @@ def _build(folder: Path, examples: _Usable, tokenizer: Tokenizer, max_length: in
             meta.flush()
             os.fsync(meta.fileno())
         draft.rename(folder)
+        if title:
+            say(f"{title}: {examples_written:,} rows in {time.perf_counter() - begun:.1f} s")
     finally:
         tokenizer.no_truncation()
         shutil.rmtree(draft, ignore_errors=True)
