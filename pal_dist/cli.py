@@ -51,10 +51,10 @@ def config(**flags: str) -> None:
 
 def _encoder_width(model: str) -> int | None:
     """Width of an encoder that is here already; a name on the hub is not fetched just to be shown."""
+    if model != "minilm" and not Path(model).is_dir():
+        return None
     try:
-        return (
-            read_model_config(find_model(model))["hidden_size"] if model == "minilm" or Path(model).is_dir() else None
-        )
+        return int(read_model_config(find_model(model))["hidden_size"])
     except (UserError, KeyError):
         return None
 

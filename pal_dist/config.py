@@ -36,8 +36,8 @@ class ModelConfig:
     model: str = "minilm"
     """Encoder: `minilm` (comes with the `offline` extra), a name on the model hub, or a folder."""
 
-    adapter: Literal["pal", "none"] = "pal"
-    """Kind of the per-task adapter beside the shared layers."""
+    adapter: str = "pal"
+    """Kind of the per-task adapter beside the shared layers: `pal` or `none`."""
 
     adapter_hidden: int = 204
     """Width of the adapter: 204 as in the PAL paper, 192 (12 heads of 16) for tensor cores."""

@@ -83,6 +83,7 @@ class Corpus:
     """The examples of one split of one task, memory-mapped."""
 
     def __init__(self, folder: Path, file: Path):
+        self.key = folder.name  # task, split and hash of everything that made this corpus
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         entry = meta["report"]
         named = tuple(map(tuple, entry["named_bad_rows"]))

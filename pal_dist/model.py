@@ -158,36 +158,46 @@ class MultiTaskBert(PreTrainedModel):
         return counts
 
 
+def check_options(folder: Path, options: ModelConfig, max_length: int) -> None:
+    """Raises UserError for what the encoder in `folder` cannot do, before any work is done."""
+    encoder = {**BertConfig().to_dict(), **read_model_config(folder)}
+    problems = []
+    if encoder["hidden_act"] not in ACTIVATIONS:
+        problems.append(f"{folder}: activation {encoder['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
+    if options.adapter not in Adapter.kinds:
+        problems.append(f"--adapter {options.adapter}: known kinds are {', '.join(Adapter.kinds)}")
+    layers, depth = options.adapter_layers, encoder["num_hidden_layers"]
+    if layers is not None and (not layers or min(layers) < 0 or max(layers) >= depth):
+        problems.append(f"--adapter_layers {','.join(map(str, layers))}: {folder.name} has layers 0 to {depth - 1}")
+    positions = encoder["max_position_embeddings"]
+    if max_length > positions:
+        problems.append(f"--max_length {max_length}: {folder.name} has {positions} positions; choose at most that")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def build_model(folder: Path, tasks: tuple[Task, ...], options: ModelConfig, max_length: int = 128) -> MultiTaskBert:
     """A model for these tasks on the encoder in `folder`: a BERT, or a model of ours whose fitting tasks go on.
 
     What no weight was found for is new and drawn from torch's random state. Raises UserError where the folder's
     encoder is not whole.
     """
-    checkpoint = read_model_config(folder)
-    shared = {name: value for name, value in checkpoint.items() if name in BertConfig().to_dict()}
-    if checkpoint.get("hidden_act", "gelu") not in ACTIVATIONS:
-        raise UserError(f"{folder}: activation {checkpoint['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
+    foreign = {"architectures", "model_type", "transformers_version", "dtype", "torch_dtype"}
+    known = BertConfig().to_dict().keys() - foreign
+    shared = {name: value for name, value in read_model_config(folder).items() if name in known}
     if options.dropout is not None:
         shared |= {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
-    layers = options.adapter_layers
-    depth = checkpoint.get("num_hidden_layers", 12)
-    if layers is not None and (not layers or min(layers) < 0 or max(layers) >= depth):
-        raise UserError(f"--adapter_layers {layers}: {folder.name} has layers 0 to {depth - 1}")
-    for unwanted in ("architectures", "model_type", "transformers_version", "dtype", "torch_dtype"):
-        shared.pop(unwanted, None)
+    head_dropout = shared.get("hidden_dropout_prob", 0.1) if options.head_dropout is None else options.head_dropout
     config = MultiTaskBertConfig(
         tasks=[task_to_dict(task) for task in tasks],
         adapter=options.adapter,
         adapter_hidden=options.adapter_hidden,
         adapter_heads=options.adapter_heads,
-        adapter_layers=None if layers is None else list(layers),
+        adapter_layers=None if options.adapter_layers is None else list(options.adapter_layers),
         pooling=options.pooling or "pooler",
         head_layers=options.head_layers,
+        head_dropout=head_dropout,
         trained_length=max_length,
-        head_dropout=options.head_dropout
-        if options.head_dropout is not None
-        else shared.get("hidden_dropout_prob", 0.1),
         **shared,
     )
     return load_model(folder, config)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pal_dist.files import full_disk_is_told
+from pal_dist.files import full_disk_is_told, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -61,11 +61,17 @@ class Report:
 class RunReport(Report):
     """Writes into the run's folder and to the terminal."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, step: int = 0):
+        """`step`: where the run goes on from; what was logged after it is dropped, for it will be logged again."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: SummaryWriter = SummaryWriter(str(folder / "tensorboard"))
+        self.writer: SummaryWriter = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self.metrics_file = folder / "metrics.jsonl"
+        if self.metrics_file.is_file():
+            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+            # A line that a crash cut short has no end; every whole one has its step.
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            write_text(self.metrics_file, "".join(kept))
         self.terminal = sys.stderr.isatty()
         self.shown = 0.0
         self.width = 0

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-KINDS = ("round_robin", "random", "proportional", "sqrt", "annealed")
-
 
 @dataclass(frozen=True)
 class Sampling:
     """Counts of examples per task for every step. Nothing is drawn in order, so any step can be asked for."""
 
     kind: str
-    """One of KINDS."""
+    """round_robin, random, proportional, sqrt or annealed."""
     sizes: tuple[int, ...]
     """Training examples of each task."""
     batch_size: int

@@ -14,14 +14,14 @@ from pal_dist.announce import before_first_step, results_of, summary
 from pal_dist.batching import Schedule
 from pal_dist.checkpoint import checkpoints
 from pal_dist.checkpoint import load_checkpoint as load_state
-from pal_dist.config import RunConfig, default_learning_rate
+from pal_dist.config import ModelConfig, RunConfig, default_learning_rate
 from pal_dist.corpus import built_in_corpus
 from pal_dist.data import Corpus, load_corpus, load_tokenizer
 from pal_dist.engine import Engine
 from pal_dist.errors import UserError
 from pal_dist.export import export_model
 from pal_dist.files import full_disk_is_told, write_json
-from pal_dist.model import MultiTaskBert, build_model, load_model
+from pal_dist.model import MultiTaskBert, build_model, check_options, load_model
 from pal_dist.optim import build_optimizer
 from pal_dist.pretrained import find_model
 from pal_dist.report import Report, RunReport
@@ -98,15 +98,17 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     """Everything a run needs, ready for its next step; what is about to happen has been said. Raises UserError."""
     tasks = resolve_tasks(run.data.tasks)
     sources = locate(run, cache_dir)
+    check_options(sources.model_dir, run.model, run.data.max_length)
     tokenizer = load_tokenizer(sources.model_dir)
     engine = Engine(precision=run.train.precision)
     corpora = load_corpora(run, tasks, "train", sources, tokenizer, progress=engine.is_main)
     dev = load_corpora(run, tasks, "dev", sources, tokenizer, optional=True, progress=engine.is_main)
-    folder, last = open_folder(run, origins, engine)
+    content = {f"train/{task}": found.key for task, found in corpora.items()}
+    content |= {f"dev/{task}": found.key for task, found in dev.items()}
+    folder, last = open_folder(run, origins, content, engine)
 
     torch.manual_seed(run.train.seed)
     model = build_model(sources.model_dir, tasks, run.model, run.data.max_length).to(engine.device)
-    check_length(run.data.max_length, model, sources.model_dir)
     if run.train.mode == "pretrain":
         model.freeze_encoder()
     rate = run.optimizer.learning_rate or default_learning_rate(run.train.mode, model.config.hidden_size)
@@ -126,7 +128,7 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
 
     trainer = Trainer(
         run, engine, tasks, list(corpora.values()), dev, schedule=schedule, total_steps=total, peak_rate=rate,
-        folder=folder, report=RunReport(folder) if engine.is_main else Report(), save=save, state=state,
+        folder=folder, report=RunReport(folder, state.step) if engine.is_main else Report(), save=save, state=state,
         padding_id=model.config.pad_token_id or 0,
     )  # fmt: skip
     trainer.report.lines(*before_first_step(trainer, model, resumed=last))
@@ -149,21 +151,19 @@ def plan_steps(run: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:
     return Schedule(sampling, [corpus.lengths for corpus in corpora], window=run.batch.window_batches), total
 
 
-def check_length(max_length: int, model: MultiTaskBert, folder: Path) -> None:
-    positions = model.config.max_position_embeddings
-    if max_length > positions:
-        raise UserError(f"--max_length {max_length}: {folder.name} has {positions} positions; choose at most that")
-
-
-def open_folder(run: RunConfig, origins: dict[str, str], engine: Engine) -> tuple[Path, Path | None]:
+def open_folder(
+    run: RunConfig, origins: dict[str, str], content: dict[str, str], engine: Engine
+) -> tuple[Path, Path | None]:
     """The run's folder, and the checkpoint to go on from. Rank 0 looks and writes; all ranks get the same answer.
+
+    `content` are the hashes of the corpora: a run never goes on with other data than it began with.
 
     Raises UserError, on every rank, where the folder holds something else.
     """
     answer: Any = None
     if engine.is_main:
         try:
-            answer = _open_folder(run, origins)
+            answer = _open_folder(run, origins, content)
         except UserError as error:
             answer = error
     answer = engine.gather(answer)[0]
@@ -173,7 +173,7 @@ def open_folder(run: RunConfig, origins: dict[str, str], engine: Engine) -> tupl
     return folder, last
 
 
-def _open_folder(run: RunConfig, origins: dict[str, str]) -> tuple[Path, Path | None]:
+def _open_folder(run: RunConfig, origins: dict[str, str], content: dict[str, str]) -> tuple[Path, Path | None]:
     if run.train.output_dir is None:
         taken = [int(path.name) for path in Path("runs").glob("*") if path.name.isdigit()]
         folder = Path("runs") / str(max(taken, default=0) + 1)
@@ -187,7 +187,8 @@ def _open_folder(run: RunConfig, origins: dict[str, str]) -> tuple[Path, Path | 
             raise UserError(f"--output_dir {folder} is not empty, and --resume no starts anew: choose a new folder")
         if not (folder / "config.json").is_file():
             raise UserError(f"--output_dir {folder} holds files that are no run of pal-dist: choose a new folder")
-        before = json.loads((folder / "config.json").read_text(encoding="utf-8"))["values"]
+        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        before = written["values"]
         now = json.loads(json.dumps(run.to_dict()))
         differing = [
             f"--{name} was {before[section].get(name)!r}, is {value!r}"
@@ -195,6 +196,8 @@ def _open_folder(run: RunConfig, origins: dict[str, str]) -> tuple[Path, Path | 
             for name, value in values.items()
             if name not in FREE_TO_CHANGE and before.get(section, {}).get(name) != value
         ]
+        changed = [name for name in content if written["content"].get(name) != content[name]]
+        differing += [f"the data of {name} has changed" for name in changed]
         if differing:
             raise UserError(
                 f"--output_dir {folder} holds another run: {'; '.join(differing)}. Choose a new folder, or give the "
@@ -203,7 +206,8 @@ def _open_folder(run: RunConfig, origins: dict[str, str]) -> tuple[Path, Path | 
         last = next(iter(checkpoints(folder / "checkpoints")[::-1]), None)
     with full_disk_is_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {"pal_dist": __version__, "values": run.to_dict(), "origins": origins})
+    values = {"pal_dist": __version__, "values": run.to_dict(), "origins": origins, "content": content}
+    write_json(folder / "config.json", values)
     return folder, last
 
 
@@ -239,5 +243,5 @@ def open_model(path: Path, overrides: dict[str, Any], *, cache_dir: Path) -> Ope
     sources = locate(run, cache_dir)
     engine = Engine(precision=run.train.precision)
     engine.model = model.to(engine.device)
-    check_length(run.data.max_length, model, folder)
+    check_options(folder, ModelConfig(), run.data.max_length)
     return Opened(model, load_tokenizer(folder), engine, run, sources, model.config.task_table(), path)

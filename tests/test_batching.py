@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pal_dist.batching import Schedule, cut, evaluation_batches, micro_batches, pass_order
-from pal_dist.sampling import KINDS, Sampling
+from pal_dist.sampling import Sampling
+from pal_dist.settings import settings
 
 
 def lengths_like_text(count: int, seed: int = 0) -> NDArray[np.int32]:
@@ -34,7 +36,7 @@ def test_passes_and_seeds_differ() -> None:
     assert len(set(orders)) == 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(settings()["sampling"].kind))
 @pytest.mark.parametrize("step_tasks", ["all", "one"])
 def test_fresh_examples_in_every_step(kind: str, step_tasks: str) -> None:
     """Distinct example ids per optimizer step equal the step's examples; a pass serves each example once."""

@@ -125,6 +125,16 @@ class TestMistakes:
     def test_layers_that_are_not_there(self, fails, base) -> None:
         assert "has layers 0 to 1" in fails(*base, "--adapter_layers", "1,2")
 
+    def test_unknown_adapter(self, fails, base) -> None:
+        assert "--adapter pall: known kinds are none, pal" in fails(*base, "--adapter", "pall")
+
+    def test_data_that_changed_under_a_run(self, fails, base, capsys) -> None:
+        main([str(part) for part in base])
+        capsys.readouterr()
+        file = base[2] / "sts-train.csv"
+        file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+        assert "the data of train/sts has changed" in fails(*base)
+
     def test_half_precision_on_a_cpu(self, fails, base) -> None:
         assert "--precision fp16 needs a GPU" in fails(*base, "--precision", "fp16")
 

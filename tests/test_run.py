@@ -171,6 +171,10 @@ class TestResume:
         (found,) = run_ranks(train_and_read, killed, cache_dir, ranks=1)
         assert expected.keys() == found.keys()
         assert [name for name in expected if not np.array_equal(expected[name], found[name])] == []
+        logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("alone", "killed")]
+        dev = [[entry for entry in map(json.loads, log) if "dev" in entry] for log in logs]
+        assert [entry["step"] for entry in dev[0]] == [3, 6, 9, 10]
+        assert json.dumps(dev[0]) == json.dumps(dev[1])
 
     def test_two_ranks(self, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
         flags = {"dropout": 0.1, "max_steps": 6, "evaluate_every": "2"}

@@ -64,9 +64,9 @@ def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
 def assert_same(found: Parameters, expected: Parameters, tolerance: float = 1e-12) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(
-            found[name], value, rtol=0, atol=tolerance * max(1, np.abs(value).max()), err_msg=name
-        )
+        # Softmax does not see a key's bias: its gradient is rounding noise, which Adam enlarges.
+        bound = 1e3 * tolerance if "key.bias" in name else tolerance
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=bound * max(1, np.abs(value).max()), err_msg=name)
 
 
 CASES = {

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from pal_dist.sampling import KINDS, Sampling
+from pal_dist.sampling import Sampling
+from pal_dist.settings import settings
 
 SIZES = (8544, 16000, 5500)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(settings()["sampling"].kind))
 @pytest.mark.parametrize("step_tasks", ["all", "one"])
 def test_pure_and_complete(kind: str, step_tasks: str) -> None:
     sampling = Sampling(kind, SIZES, batch_size=32, step_tasks=step_tasks, epochs=4, seed=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -27,6 +28,12 @@ def test_every_field_is_a_flag_with_a_docstring_and_changes_the_run() -> None:
         assert len(settings()[name].help) > 20
         assert describe(settings()[name].kind)
         assert resolve({name: text})[0] != RunConfig(), name
+
+
+def test_choices_are_those_of_the_tables() -> None:
+    from pal_dist.optim import OPTIMIZERS
+
+    assert set(get_args(settings()["optimizer"].kind)) == OPTIMIZERS.keys()
 
 
 def test_later_layers_win_and_origins_are_remembered(tmp_path: Path) -> None:
