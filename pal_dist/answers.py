@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pal_dist.data import batch_of_texts
+from pal_dist.data import Corpus, batch_of_texts
 from pal_dist.errors import UserError
 from pal_dist.evaluate import course_lines, json_records, predict
 from pal_dist.files import write_text
@@ -27,22 +27,14 @@ def _chosen(opened: Opened, names: list[str] | None) -> tuple[Task, ...]:
 def score_split(opened: Opened, names: list[str] | None, split: str) -> dict[str, dict[str, float]]:
     """{task: {metric: value}} of a whole split."""
     tasks = _chosen(opened, names)
-    corpora = load_corpora(opened.run, tasks, split, opened.sources, opened.tokenizer, optional=names is None)
-    if not corpora:
-        raise UserError(f"none of the tasks has a `{split}` file")
-    _warn(corpora)
+    corpora = _corpora(opened, tasks, split, asked=names is not None, labelled=True)
     return {task.name: _predict(opened, task, corpora[task.name]).metrics() for task in tasks if task.name in corpora}
 
 
 def write_predictions(opened: Opened, names: list[str] | None, split: str, folder: Path) -> list[Path]:
     """Two files a task, in the order of the input: the course's format and jsonl. Labels are not read."""
     tasks = _chosen(opened, names)
-    corpora = load_corpora(
-        opened.run, tasks, split, opened.sources, opened.tokenizer, labelled=False, optional=names is None
-    )
-    if not corpora:
-        raise UserError(f"none of the tasks has a `{split}` file")
-    _warn(corpora)
+    corpora = _corpora(opened, tasks, split, asked=names is not None, labelled=False)
     written = []
     for task in tasks:
         if task.name not in corpora:
@@ -76,11 +68,10 @@ def answer(opened: Opened, name: str, text: str, text_b: str | None) -> dict[str
     batch = batch_of_texts(name, texts, opened.tokenizer, max_length=opened.run.data.max_length)
     logits = opened.engine.forward(opened.engine.place(batch)).cpu()
     value = task.objective.predict(logits.numpy())[0].item()
-    names = getattr(task.objective, "names", ())
-    found: dict[str, Any] = {"task": name, "prediction": names[int(value)] if names else value}
+    found: dict[str, Any] = {"task": name, "prediction": task.objective.say(value)}
     if task.objective.outputs > 1:
         found["probabilities"] = [round(share, 4) for share in logits.softmax(-1)[0].tolist()]
-    elif "binary" in task.objective.to_dict():
+    elif task.objective.kinds:
         found["probability"] = round(logits.sigmoid().item(), 4)
     return found
 
@@ -90,7 +81,19 @@ def _predict(opened: Opened, task: Task, corpus: Any) -> Any:
     return predict(opened.engine, task, corpus, budget=opened.run.batch.tokens_per_micro_batch, padding_id=padding_id)
 
 
-def _warn(corpora: dict[str, Any]) -> None:
+def _corpora(opened: Opened, tasks: tuple[Task, ...], split: str, *, asked: bool, labelled: bool) -> dict[str, Corpus]:
+    """The split of these tasks; those whose file is missing are told and left out, unless asked for by name."""
+    here: list[Task] = []
+    for task in tasks:
+        file = task.file(split)
+        if asked or (file and (opened.sources.data_dir / file).is_file()):
+            here.append(task)
+        elif opened.engine.is_main:
+            say(f"warning: {task.name} is left out: " + (f"no file {file}" if file else f"it has no `{split}` file"))
+    if not here:
+        raise UserError(f"none of the tasks has a `{split}` file in {opened.sources.data_dir}")
+    corpora = load_corpora(opened.run, tuple(here), split, opened.sources, opened.tokenizer, labelled=labelled)
     for corpus in corpora.values():
         for line in corpus.report.lines():
             say(f"warning: {line}")
+    return corpora

@@ -7,8 +7,10 @@ no served task uses keeps no gradient on every rank, and nothing can wait for a 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +60,7 @@ class Engine:
         if not torch.cuda.is_available():
             os.environ["ACCELERATE_USE_CPU"] = "true"
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, warns that it guessed
+            keep_freed_memory()
         from accelerate import Accelerator
 
         capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
@@ -169,6 +172,19 @@ class Engine:
         self.accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks for the next allocation; does nothing with another C library.
+
+    By default it hands large blocks back to the kernel, which clears them page by page when they are wanted again a
+    millisecond later. Keeping them made training on CFIMDB (256 tokens) 1.8 times as fast (BENCHMARKS.md).
+    """
+    trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(trim_threshold, largest)
+        libc.mallopt(mmap_threshold, largest)
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -32,11 +32,11 @@ class Predictions:
 
     def confusion(self) -> NDArray[np.int64] | None:
         """Counts [label, prediction]; None where the task predicts a score."""
-        outputs = max(self.task.objective.outputs, 2)
-        pairs = np.stack([self.corpus.labels, self.values])
-        if not np.array_equal(pairs, pairs.astype(int)) or self.task.objective.to_dict().get("score"):
+        kinds = self.task.objective.kinds
+        if not kinds:
             return None
-        counts = np.zeros((outputs, outputs), dtype=np.int64)
+        counts = np.zeros((kinds, kinds), dtype=np.int64)
+        pairs = np.stack([self.corpus.labels, self.values])
         np.add.at(counts, tuple(pairs.astype(int)), 1)
         return counts
 
@@ -69,9 +69,7 @@ def course_lines(predictions: Predictions) -> list[str]:
 
 def json_records(predictions: Predictions) -> list[dict[str, Any]]:
     """One record a row, in the order of the file; labels in the file's own words, where it has words."""
-    names = getattr(predictions.task.objective, "names", ())
-    records = []
-    for row, (value, logits) in enumerate(zip(predictions.values.tolist(), predictions.logits.tolist(), strict=True)):
-        label = names[int(value)] if names else value
-        records.append({"id": predictions.corpus.id(row), "prediction": label, "logits": logits})
-    return records
+    say = predictions.task.objective.say
+    rows = enumerate(zip(predictions.values.tolist(), predictions.logits.tolist(), strict=True))
+    return [{"id": predictions.corpus.id(row), "prediction": say(value), "logits": logits}
+            for row, (value, logits) in rows]  # fmt: skip

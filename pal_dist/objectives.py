@@ -72,6 +72,15 @@ class Objective:
         """Width C of the head's output."""
         return 1
 
+    @property
+    def kinds(self) -> int:
+        """Number of different predictions; 0 where any number may come out."""
+        return 0
+
+    def say(self, value: float) -> str | int | float:
+        """A prediction in the file's own words: a name, a whole number or a score."""
+        return value
+
     def parse(self, text: str) -> float:
         """A label as written in a file -> its number. Raises ValueError with what was expected."""
         raise NotImplementedError
@@ -111,6 +120,10 @@ def _named_or_number(text: str, names: tuple[str, ...], count: int) -> float:
     return value
 
 
+def _said(value: float, names: tuple[str, ...]) -> str | int:
+    return names[int(value)] if names else int(value)
+
+
 @dataclass(frozen=True)
 class Classes(Objective):
     """One of `count` classes: cross entropy. `names` are the labels as files write them; empty means 0..count-1."""
@@ -121,6 +134,13 @@ class Classes(Objective):
     @property
     def outputs(self) -> int:
         return self.count
+
+    @property
+    def kinds(self) -> int:
+        return self.count
+
+    def say(self, value: float) -> str | int | float:
+        return _said(value, self.names)
 
     def parse(self, text: str) -> float:
         return _named_or_number(text, self.names, self.count)
@@ -149,6 +169,13 @@ class Binary(Objective):
     """Yes or no from one logit: binary cross entropy. `names` are (no, yes) as files write them; empty means 0, 1."""
 
     names: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> int:
+        return 2
+
+    def say(self, value: float) -> str | int | float:
+        return _said(value, self.names)
 
     def parse(self, text: str) -> float:
         return _named_or_number(text, self.names, 2)

@@ -154,7 +154,7 @@ def _missing_file(path: Path, task: Task) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"{path}: there is no folder {folder}; --data_dir must hold the files of task `{task.name}`"
-    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
+    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1, cutoff=0.9)
     hint = f" Did you mean {folder / near[0]}?" if near else ""
     return (
         f"{path}: there is no such file; task `{task.name}` reads it.{hint} `pal-dist tasks` shows every task's files."

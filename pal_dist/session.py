@@ -69,7 +69,7 @@ def load_corpora(
     run: RunConfig, tasks: tuple[Task, ...], split: str, sources: Sources, tokenizer: Tokenizer, *,
     labelled: bool = True, optional: bool = False, progress: bool = True,
 ) -> dict[str, Corpus]:  # fmt: skip
-    """The split of every task; `optional`: tasks without such a file are left out."""
+    """The split of every task; `optional`: tasks that name no such file are left out."""
     return {
         task.name: load_corpus(
             task, split, data_dir=sources.data_dir, cache_dir=sources.cache_dir, tokenizer=tokenizer,

@@ -118,7 +118,7 @@ class TestOneRun:
         assert all(line.endswith((" , 0.0 ", " , 1.0 ")) for line in para[1:-1])
         records = [json.loads(line) for line in (finished / "predictions" / "sst-dev.jsonl").read_text().splitlines()]
         assert [record["id"] for record in records] == [row[1] for row in rows]
-        assert [record["prediction"] for record in records] == [float(cell[1]) for cell in cells]
+        assert [record["prediction"] for record in records] == [int(cell[1]) for cell in cells]
         accuracy = np.mean([float(row[3]) == record["prediction"] for row, record in zip(rows, records, strict=True)])
         assert accuracy == json.loads((finished / "results.json").read_text())["dev"]["sst"]["accuracy"]
 
@@ -128,6 +128,20 @@ class TestOneRun:
         assert found["prediction"] == int(np.argmax(found["probabilities"]))
         main(["predict", str(finished / "model"), "--task", "sts", "--text", "a man .", "--text_b", "a boy ."])
         assert 0 <= json.loads(capsys.readouterr().out)["prediction"] <= 5
+
+    def test_tasks_without_the_file_are_told_and_left_out(
+        self, finished: Path, small_data: Path, capsys, tmp_path
+    ) -> None:
+        rows = (small_data / "sts-dev.csv").read_text().splitlines()
+        (tmp_path / "sts-test-student.csv").write_text("\n".join(row.rsplit("\t", 1)[0] for row in rows) + "\n")
+        main(["predict", str(finished), "--data_dir", str(tmp_path), "--predictions_dir", str(tmp_path / "out")])
+        said = capsys.readouterr()
+        assert "warning: para is left out: no file quora-test-student.csv" in said.err
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["sts-test-output.csv", "sts-test.jsonl"]
+        assert len((tmp_path / "out" / "sts-test.jsonl").read_text().splitlines()) == len(rows) - 1
+        with pytest.raises(SystemExit):
+            main(["predict", str(finished), "--data_dir", str(tmp_path), "--tasks", "para"])
+        assert "there is no such file; task `para` reads it" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("extra", "says"),
