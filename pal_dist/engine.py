@@ -76,6 +76,8 @@ class Engine:
         self.device: torch.device = self.accelerator.device
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
+        self.lock: Any = None
+        """Held on the run's folder by rank 0 until `release`."""
         self.multiple = 8 if self.device.type == "cuda" else 1
         """Sequence lengths are padded to a multiple of this: fused attention kernels want aligned masks."""
 
@@ -168,7 +170,14 @@ class Engine:
         if state and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state)
 
+    def release(self) -> None:
+        """Let go of the run's folder."""
+        if self.lock is not None:
+            self.lock.release()
+
     def close(self) -> None:
+        """Leave the other ranks."""
+        self.release()
         self.accelerator.end_training()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -21,6 +21,7 @@ from pal_dist.data import Batch
 from pal_dist.encoder import ACTIVATIONS, Encoder
 from pal_dist.errors import UserError
 from pal_dist.pretrained import OURS, read_model_config
+from pal_dist.report import say
 from pal_dist.tasks import Task, task_from_dict, task_to_dict
 
 
@@ -218,6 +219,8 @@ def load_model(folder: Path, config: MultiTaskBertConfig | None = None) -> Multi
     missing = [
         name for name in found["missing_keys"] if name.startswith("bert.") and not name.startswith("bert.pooler")
     ]
+    if model.bert.pooler is not None and any(name.startswith("bert.pooler") for name in found["missing_keys"]):
+        say(f"note: {folder.name} has no pooler, so a new one is trained; --pooling first and mean need none")
     if missing:
         raise UserError(f"{folder}: the weights lack {len(missing)} of the encoder's parameters, first `{missing[0]}`")
     if config is None and found["missing_keys"]:

@@ -43,8 +43,7 @@ def read_rows(path: Path, task: Task, *, labelled: bool, max_characters: int) ->
 
     Raises UserError for a missing, empty or wrongly encoded file and for a missing column.
     """
-    if not path.is_file():
-        raise UserError(_missing_file(path, task))
+    require_file(path, task)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             head = file.readline()
@@ -150,13 +149,16 @@ def _example(
     return Example(line, (name or "").strip(), text_a, text_b, label)
 
 
-def _missing_file(path: Path, task: Task) -> str:
+def require_file(path: Path, task: Task) -> None:
+    """Raises UserError where the file is missing, with the nearest name that is there."""
     folder = path.parent
+    if path.is_file():
+        return
     if not folder.is_dir():
-        return f"{path}: there is no folder {folder}; --data_dir must hold the files of task `{task.name}`"
+        raise UserError(f"{path}: there is no folder {folder}; --data_dir must hold the files of task `{task.name}`")
     near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1, cutoff=0.9)
     hint = f" Did you mean {folder / near[0]}?" if near else ""
-    return (
+    raise UserError(
         f"{path}: there is no such file; task `{task.name}` reads it.{hint} `pal-dist tasks` shows every task's files."
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from pal_dist import __version__
 from pal_dist.announce import before_first_step, results_of, summary
@@ -24,6 +25,7 @@ from pal_dist.files import full_disk_is_told, write_json
 from pal_dist.model import MultiTaskBert, build_model, check_options, load_model
 from pal_dist.optim import build_optimizer
 from pal_dist.pretrained import find_model
+from pal_dist.reading import require_file
 from pal_dist.report import Report, RunReport
 from pal_dist.sampling import Sampling
 from pal_dist.settings import run_from_dict
@@ -32,6 +34,9 @@ from pal_dist.trainer import RunState, Trainer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+LOCK = ".lock"
+"""File in a run's folder that the process training there holds; a killed process lets go of it."""
 
 FREE_TO_CHANGE = {
     "output_dir",
@@ -70,27 +75,32 @@ def load_corpora(
     labelled: bool = True, optional: bool = False, progress: bool = True,
 ) -> dict[str, Corpus]:  # fmt: skip
     """The split of every task; `optional`: tasks that name no such file are left out."""
+    chosen = [task for task in tasks if task.file(split) is not None or not optional]
+    for task in chosen:  # all of them, before the first is tokenised
+        require_file(sources.data_dir / (task.file(split) or split), task)
     return {
         task.name: load_corpus(
             task, split, data_dir=sources.data_dir, cache_dir=sources.cache_dir, tokenizer=tokenizer,
             max_length=run.data.max_length, max_characters=run.data.max_characters, bad_rows=run.data.bad_rows,
             labelled=labelled, progress=progress,
         )
-        for task in tasks
-        if task.file(split) is not None or not optional
+        for task in chosen
     }  # fmt: skip
 
 
 def train(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dict[str, Any]:
     """The whole of `pal-dist train`; returns the results, on every rank. Raises UserError."""
     trainer = assemble(run, origins, cache_dir=cache_dir)
-    trainer.fit()
-    results = results_of(trainer)
-    if trainer.engine.is_main:
-        write_json(trainer.folder / "results.json", results)
-        trainer.report.lines("", *summary(results, trainer))
-    trainer.report.close()
-    trainer.engine.close()
+    try:
+        trainer.fit()
+        results = results_of(trainer)
+        if trainer.engine.is_main:
+            write_json(trainer.folder / "results.json", results)
+            trainer.report.lines("", *summary(results, trainer))
+        trainer.report.close()
+        trainer.engine.close()
+    finally:
+        trainer.engine.release()
     return results
 
 
@@ -103,10 +113,6 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     engine = Engine(precision=run.train.precision)
     corpora = load_corpora(run, tasks, "train", sources, tokenizer, progress=engine.is_main)
     dev = load_corpora(run, tasks, "dev", sources, tokenizer, optional=True, progress=engine.is_main)
-    content = {f"train/{task}": found.key for task, found in corpora.items()}
-    content |= {f"dev/{task}": found.key for task, found in dev.items()}
-    folder, last = open_folder(run, origins, content, engine)
-
     torch.manual_seed(run.train.seed)
     model = build_model(sources.model_dir, tasks, run.model, run.data.max_length).to(engine.device)
     if run.train.mode == "pretrain":
@@ -114,6 +120,10 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     rate = run.optimizer.learning_rate or default_learning_rate(run.train.mode, model.config.hidden_size)
     engine.prepare(model, build_optimizer(model, run.optimizer, rate))
     torch.manual_seed(run.train.seed + 1 + engine.rank)  # ranks draw different dropout
+    # Only now is the folder claimed: a start that failed above leaves nothing behind.
+    content = {f"train/{task}": found.key for task, found in corpora.items()}
+    content |= {f"dev/{task}": found.key for task, found in dev.items()}
+    folder, last = open_folder(run, origins, content, engine)
     state = RunState(**load_state(last, engine)) if last else RunState()
     schedule, total = plan_steps(run, list(corpora.values()))
 
@@ -163,7 +173,8 @@ def open_folder(
     answer: Any = None
     if engine.is_main:
         try:
-            answer = _open_folder(run, origins, content)
+            folder, last, engine.lock = _open_folder(run, origins, content)
+            answer = folder, last
         except UserError as error:
             answer = error
     answer = engine.gather(answer)[0]
@@ -173,7 +184,9 @@ def open_folder(
     return folder, last
 
 
-def _open_folder(run: RunConfig, origins: dict[str, str], content: dict[str, str]) -> tuple[Path, Path | None]:
+def _open_folder(
+    run: RunConfig, origins: dict[str, str], content: dict[str, str]
+) -> tuple[Path, Path | None, FileLock]:
     if run.train.output_dir is None:
         taken = [int(path.name) for path in Path("runs").glob("*") if path.name.isdigit()]
         folder = Path("runs") / str(max(taken, default=0) + 1)
@@ -181,8 +194,10 @@ def _open_folder(run: RunConfig, origins: dict[str, str], content: dict[str, str
         folder = Path(run.train.output_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: expected a folder, found a file")
+    with full_disk_is_told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     last = None
-    if folder.is_dir() and any(folder.iterdir()):
+    if any(path.name != LOCK for path in folder.iterdir()):
         if run.train.resume == "no":
             raise UserError(f"--output_dir {folder} is not empty, and --resume no starts anew: choose a new folder")
         if not (folder / "config.json").is_file():
@@ -204,11 +219,14 @@ def _open_folder(run: RunConfig, origins: dict[str, str], content: dict[str, str
                 f"settings of that run to go on with it"
             )
         last = next(iter(checkpoints(folder / "checkpoints")[::-1]), None)
-    with full_disk_is_told(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"--output_dir {folder}: another process is training there; choose a new folder") from None
     values = {"pal_dist": __version__, "values": run.to_dict(), "origins": origins, "content": content}
     write_json(folder / "config.json", values)
-    return folder, last
+    return folder, last, lock
 
 
 @dataclass(frozen=True)

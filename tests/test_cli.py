@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pal_dist.cli import VERBS, main
 
@@ -56,7 +57,10 @@ class TestMistakes:
 
     def test_missing_file(self, fails, base) -> None:
         (base[2] / "sts-train.csv").unlink()
-        assert "sts-train.csv: there is no such file; task `sts` reads it. Did you mean" in fails(*base)
+        (base[2] / "sts-trian.csv").touch()
+        said = fails(*base)
+        assert "sts-train.csv: there is no such file; task `sts` reads it. Did you mean" in said
+        assert "tokenising" not in said
 
     def test_missing_data_folder(self, fails, base) -> None:
         assert "there is no such folder" in fails(*base, "--data_dir", "nowhere")
@@ -106,6 +110,7 @@ class TestMistakes:
         assert "the weights lack" in fails(*base, "--model", folder)
         (folder / "model.safetensors").write_bytes(b"\x08")
         assert "not readable" in fails(*base, "--model", folder)
+        assert not (tmp_path / "run").exists(), "a start that fails leaves nothing behind"
 
     def test_output_folder_of_another_run(self, fails, base, tmp_path: Path, capsys) -> None:
         main([str(part) for part in base])
@@ -134,6 +139,11 @@ class TestMistakes:
         file = base[2] / "sts-train.csv"
         file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
         assert "the data of train/sts has changed" in fails(*base)
+
+    def test_two_runs_in_one_folder(self, fails, base, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        with FileLock(tmp_path / "run" / ".lock"):
+            assert "another process is training there" in fails(*base)
 
     def test_half_precision_on_a_cpu(self, fails, base) -> None:
         assert "--precision fp16 needs a GPU" in fails(*base, "--precision", "fp16")

@@ -9,7 +9,7 @@ import laws
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from pal_dist.adapters import Adapter, Geometry
@@ -89,6 +89,30 @@ def test_minilm_is_transformers_bert(minilm: Path) -> None:
     )
     hidden = model.bert(*batch[1:4])
     torch.testing.assert_close(hidden[batch.mask_BL], expected.last_hidden_state[batch.mask_BL], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+def test_checkpoints_as_the_hub_has_them(format: str, tiny_bert: Path, tmp_path: Path, capsys) -> None:
+    """As in bert-base-uncased's own file: a `bert.` prefix, gamma and beta, heads of pretraining; no pooler."""
+    for name in ("config.json", "vocab.txt"):
+        (tmp_path / name).write_bytes((tiny_bert / name).read_bytes())
+    renames = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    theirs = {"cls.predictions.bias": torch.zeros(9), "cls.seq_relationship.weight": torch.zeros(2, 24)}
+    for name, value in load_file(tiny_bert / "model.safetensors").items():
+        for new, old in renames.items():
+            name = name.replace(new, old)
+        if "pooler" not in name:
+            theirs["bert." + name] = value
+    if format == "bin":
+        torch.save(theirs, tmp_path / "pytorch_model.bin")
+    else:
+        save_file(theirs, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found, expected = (
+        build_model(path, resolve_tasks(["sst"]), ModelConfig(adapter="none")) for path in (tmp_path, tiny_bert)
+    )
+    assert "has no pooler, so a new one is trained" in capsys.readouterr().err
+    for name, value in expected.bert.state_dict().items():
+        assert "pooler" in name or torch.equal(value, found.bert.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("kind", ["none", "pals"])
