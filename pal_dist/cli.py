@@ -19,6 +19,29 @@ from pal_dist.settings import describe, resolve, settings
 
 Verb = Callable[..., None]
 
+ANSWER_SETTINGS = (
+    "data_dir",
+    "cache_dir",
+    "max_length",
+    "max_characters",
+    "bad_rows",
+    "precision",
+    "tokens_per_micro_batch",
+)
+"""Settings of a run that may be given anew when its model is asked."""
+
+ANSWER_OPTIONS = {
+    "run": "Folder of a run, also as the first word; without any, the newest under ./runs.",
+    "model": "Folder of a saved model, instead of a run.",
+    "tasks": "Tasks of the model, separated by commas; without it, all that have the file.",
+    "split": "train, dev or test, or another split of the task; evaluate takes dev, predict test by default.",
+    "predictions_dir": "predict: where the files go; by default RUN/predictions.",
+    "task": "predict: the one task to ask.",
+    "text": "predict: a text to predict from, instead of a split.",
+    "text_b": "predict: the second text, where the task reads pairs.",
+}
+"""What evaluate and predict take beside those."""
+
 
 def default_cache() -> Path:
     """Where tokenised corpora go unless --cache_dir says otherwise."""
@@ -124,16 +147,7 @@ def _open(path: str | None, flags: dict[str, str]) -> tuple[Any, list[str] | Non
     if len(given) > 1:
         raise UserError(f"name one run or model folder, found {', '.join(given)}")
     chosen = flags.pop("tasks").split(",") if "tasks" in flags else None
-    allowed = {
-        "data_dir",
-        "cache_dir",
-        "max_length",
-        "max_characters",
-        "bad_rows",
-        "precision",
-        "tokens_per_micro_batch",
-    }
-    _only(flags, allowed | {"run", "model", "tasks", "split", "text", "text_b", "task", "predictions_dir"})
+    _only(flags, {*ANSWER_SETTINGS, *ANSWER_OPTIONS})
     folder = Path(given[0]) if given else _newest_run()
     from pal_dist.session import open_model
 
@@ -207,6 +221,9 @@ def help_text(verb: str | None = None) -> str:
         for setting in settings().values():
             lines.append(f"  --{setting.name} {describe(setting.kind)}   (default: {_shown(setting.default)})")
             lines += textwrap.wrap(setting.help, 100, initial_indent="      ", subsequent_indent="      ")
+    if verb in ("evaluate", "predict"):
+        lines += ["", *(f"  --{name}\n      {text}" for name, text in ANSWER_OPTIONS.items())]
+        lines.append(f"  --{', --'.join(ANSWER_SETTINGS)}\n      As for train; by default those of the run.")
     return "\n".join(lines)
 
 

@@ -64,10 +64,10 @@ class Sampling:
 
     def describe_epoch(self, names: tuple[str, ...]) -> str:
         """One sentence that says what an epoch is here."""
-        served = sum((self.counts(step) for step in range(self.steps_per_epoch)), np.zeros(len(names), np.int64))
-        passes = ", ".join(
-            f"{name} {count / size:.2f}" for name, count, size in zip(names, served, self.sizes, strict=True)
-        )
+        looked_at = min(self.steps_per_epoch, 1000)  # an epoch of millions of steps is like its beginning
+        served = sum((self.counts(step) for step in range(looked_at)), np.zeros(len(names), np.int64))
+        share = served * self.steps_per_epoch / looked_at / np.array(self.sizes)
+        passes = ", ".join(f"{name} {count:.2f}" for name, count in zip(names, share, strict=True))
         return (
             f"one epoch = {self.steps_per_epoch:,} optimizer steps that serve as many examples as the training files "
             f"hold together ({sum(self.sizes):,}); under {self.kind} sampling the first one passes over: {passes}"

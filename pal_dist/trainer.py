@@ -80,10 +80,12 @@ class Trainer:
             due = self.evaluation_due()
             if due or state.step % self.run.train.log_every == 0:
                 self.log(norm)
-            if due and not self.evaluate():
+            if due:
+                state.finished = not self.evaluate() or state.step == self.total_steps
+                save_checkpoint(self.folder / "checkpoints", self.engine, asdict(state))
+                self.started = time.perf_counter()
+            if state.finished:
                 break
-        state.finished = True
-        save_checkpoint(self.folder / "checkpoints", self.engine, asdict(state))
         return state
 
     def step(self, served: list[tuple[int, Rows]]) -> torch.Tensor:
@@ -162,7 +164,7 @@ class Trainer:
         return step == self.total_steps or (self.evaluate_every > 0 and step % self.evaluate_every == 0)
 
     def evaluate(self) -> bool:
-        """Dev metrics of every task; keep the best; save. False: patience is at its end."""
+        """Dev metrics of every task; keep the best model. False: patience is at its end."""
         state, begun = self.state, time.perf_counter()
         state.seconds += begun - self.started
         metrics: dict[str, dict[str, float]] = {}
@@ -177,9 +179,7 @@ class Trainer:
                     self.report.confusion(state.step, task.name, confusion)
         self.engine.model.train()
         self._compare(metrics)
-        save_checkpoint(self.folder / "checkpoints", self.engine, asdict(state))
-        self.started = time.perf_counter()
-        state.evaluation_seconds += self.started - begun
+        state.evaluation_seconds += time.perf_counter() - begun
         return self.run.train.patience is None or state.evaluations_without_better < self.run.train.patience
 
     def _compare(self, metrics: dict[str, dict[str, float]]) -> None:
