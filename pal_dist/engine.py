@@ -62,7 +62,10 @@ class Engine:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, warns that it guessed
             keep_freed_memory()
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
+        # Accelerate keeps one state a process; a notebook that trains again may want another precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
         capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
         self.precision = choose_precision(precision, capability)
         mixed = {"fp32": "no"}.get(self.precision.name, self.precision.name)

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pal_dist.cli import main
+from pal_dist.engine import choose_precision
+from pal_dist.errors import UserError
 from pal_dist.session import assemble, train
 from pal_dist.trainer import Trainer
 
@@ -257,6 +259,38 @@ def test_learning_more_than_chance(tiny_run, corpus_dir: Path, cache_dir: Path) 
     assert results["dev"]["sst"]["accuracy"] > 0.5
 
 
+def test_bf16_follows_fp32(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    """Mixed precision: products in bf16, parameters and losses in float32, nearly the same losses."""
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        run = tiny_run(precision=precision, output_dir=tmp_path / precision)
+        trainer = assemble(run, {}, cache_dir=cache_dir)
+        trainer.fit()
+        trainer.report.close()
+        trainer.engine.close()
+        assert {value.dtype for value in trainer.engine.model.parameters()} == {torch.float32}
+        batch = trainer.engine.place(trainer.train[0].batch("sst", np.arange(4)))
+        assert trainer.engine.forward(batch).dtype == torch.float32
+        lines = (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
+        losses[precision] = [entry["loss"]["sst"] for entry in map(json.loads, lines) if "loss" in entry]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+    assert losses["bf16"] != losses["fp32"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "capability", "chosen"),
+    [("auto", None, "fp32"), ("auto", (7, 5), "fp16"), ("auto", (8, 0), "bf16"), ("auto", (9, 0), "bf16"),
+     ("fp32", (8, 0), "fp32"), ("fp16", (9, 0), "fp16"), ("bf16", None, "bf16"),
+     ("fp16", None, "needs a GPU"), ("bf16", (7, 5), "only emulates bf16")],
+)  # fmt: skip
+def test_precision_by_capability(asked: str, capability: tuple[int, int] | None, chosen: str) -> None:
+    if " " in chosen:
+        with pytest.raises(UserError, match=chosen):
+            choose_precision(asked, capability)
+    else:
+        assert choose_precision(asked, capability).name == chosen
+
+
 def test_frozen_encoder_stays(tiny_run, cache_dir: Path, tiny_bert: Path) -> None:
     run = tiny_run(mode="pretrain", learning_rate=None)
     train(run, {}, cache_dir=cache_dir)
@@ -291,8 +325,6 @@ def test_a_run_without_dev_files(tiny_run, cache_dir: Path, tmp_path: Path) -> N
 def test_tensors_that_are_not_finite_stop_the_run(
     tiny_run, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pal_dist.errors import UserError
-
     run = tiny_run(learning_rate=1e30, max_gradient_norm=0, max_steps=30)
     with pytest.raises(UserError, match="the loss is no longer finite"):
         train(run, {}, cache_dir=cache_dir)
