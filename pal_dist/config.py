@@ -88,7 +88,7 @@ class OptimizerConfig:
 
     learning_rate: float | None = None
     """Peak learning rate. None: 1e-3 in pretrain; in finetune the paper's 1e-5 for encoders of BERT-base width or more,
-    and 2e-4 for narrower ones, where it was the best of those tried (BENCHMARKS.md)."""
+    and 2e-4 for narrower ones, where it was better than 1e-4 (BENCHMARKS.md)."""
 
     weight_decay: float = 0.01
     """Decoupled weight decay of weight matrices; biases and LayerNorms have none."""

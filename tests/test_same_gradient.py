@@ -99,6 +99,30 @@ def test_same_gradient(case: str, tiny_run, cache_dir: Path, tmp_path: Path) -> 
             assert one["metrics"][task] == pytest.approx(metrics, abs=1e-9, nan_ok=True)
 
 
+def first_gradient(run: RunConfig, cache_dir: Path) -> Parameters:
+    """The gradient of the first step in float32, summed over the ranks, before clipping and the update."""
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    engine = trainer.engine
+    engine.step = lambda **_: engine.reduce_gradients()  # type: ignore[method-assign,assignment]
+    trainer.step(next(trainer.schedule.steps(0, 1)))
+    trainer.report.close()
+    engine.close()
+    return {name: value.grad.numpy() for name, value in engine.model.named_parameters() if value.grad is not None}
+
+
+def test_same_gradient_in_float32(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    """Relative to the whole gradient, 1e-6: the order of sums is all that differs."""
+    gradients = []
+    for number, (ranks, budget) in enumerate([(1, 4096), (1, 64), (2, 4096), (2, 64)]):
+        run = tiny_run(tokens_per_micro_batch=budget, output_dir=tmp_path / str(number))
+        gradients += run_ranks(first_gradient, run, cache_dir, ranks=ranks)
+    norm = np.sqrt(sum(np.square(value).sum() for value in gradients[0].values()))
+    for other in gradients[1:]:
+        assert other.keys() == gradients[0].keys()
+        distance = np.sqrt(sum(np.square(other[name] - value).sum() for name, value in gradients[0].items()))
+        assert distance / norm < 1e-6
+
+
 def test_the_law_can_fail(tiny_run, cache_dir: Path) -> None:
     run = tiny_run()
     assert_same(plain_reference(run, cache_dir), plain_reference(run, cache_dir))
