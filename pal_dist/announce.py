@@ -19,8 +19,8 @@ def since_start() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path | None) -> list[str]:
-    """The arithmetic of the run, said before it starts."""
+def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path | None, memory: list[str]) -> list[str]:
+    """The arithmetic of the run, said before it starts; `memory` is what was planned and proved."""
     run, engine, sampling = trainer.run, trainer.engine, trainer.schedule.sampling
     names = tuple(task.name for task in trainer.tasks)
     lines = [f"pal-dist {__version__}: run folder {trainer.folder}"]
@@ -50,6 +50,7 @@ def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path |
     lines.append(
         f"precision: {engine.precision.name} ({engine.precision.reason}) on {engine.ranks} x {engine.device.type}"
     )
+    lines += memory
     warmup = run.optimizer.warmup
     rate = f"learning rate: peak {trainer.peak_rate:g}"
     if run.optimizer.learning_rate is None:
@@ -58,8 +59,9 @@ def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path |
     per_step = [len(rows) for _, rows in next(trainer.schedule.steps(0, 1))]
     share, micro = planned_share(trainer)
     lines += [
-        f"one step: {' + '.join(map(str, per_step))} examples = {sum(per_step)}, in about {micro:.1f} micro-batches on "
-        f"each of {engine.ranks} ranks, at most {run.batch.tokens_per_micro_batch:,} tokens each, {share:.1%} useful",
+        f"one step: {' + '.join(map(str, per_step))} examples = {sum(per_step)}, in about {micro:.1f} micro-batches "
+        f"on each of {engine.ranks} ranks, at most {trainer.state.tokens_per_micro_batch:,} tokens each, {share:.1%} "
+        f"useful",
         f"steps: {sampling.describe_epoch(names)}",
         f"steps: {trainer.total_steps:,} in all" + (f"; going on after step {trainer.state.step:,}" if resumed else ""),
         f"ready {since_start():.1f} s after the process started",

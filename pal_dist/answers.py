@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pal_dist.config import UNPLANNED_TOKENS
 from pal_dist.data import Corpus, batch_of_texts
 from pal_dist.errors import UserError
 from pal_dist.evaluate import course_lines, json_records, predict
@@ -78,7 +79,13 @@ def answer(opened: Opened, name: str, text: str, text_b: str | None) -> dict[str
 
 def _predict(opened: Opened, task: Task, corpus: Any) -> Any:
     padding_id = opened.model.config.pad_token_id or 0
-    return predict(opened.engine, task, corpus, budget=opened.run.batch.tokens_per_micro_batch, padding_id=padding_id)
+    return predict(
+        opened.engine,
+        task,
+        corpus,
+        budget=opened.run.memory.tokens_per_micro_batch or UNPLANNED_TOKENS,
+        padding_id=padding_id,
+    )
 
 
 def _corpora(opened: Opened, tasks: tuple[Task, ...], split: str, *, asked: bool, labelled: bool) -> dict[str, Corpus]:

@@ -6,6 +6,9 @@ time (8 % of a training step of MiniLM), so there we draw 16 random bits an elem
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,6 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LEVELS = 1 << 16
+
+_pretended: ContextVar[str | None] = ContextVar("pretended kernels", default=None)
+
+
+@contextmanager
+def pretend_kernels(device_type: str) -> Iterator[None]:
+    """Within, code takes the way it would take on such a device, whatever its tensors are (for traces of memory)."""
+    token = _pretended.set(device_type)
+    try:
+        yield
+    finally:
+        _pretended.reset(token)
+
+
+def kernels_of(tensor: Tensor) -> str:
+    """Type of the device whose kernels work on the tensor: `cpu` or `cuda`."""
+    return _pretended.get() or tensor.device.type
 
 
 class _BitDropout(torch.autograd.Function):
@@ -38,7 +58,7 @@ def dropout(values: Tensor, p: float, training: bool) -> Tensor:
     """Zero each element with probability `p` and scale the others by 1 / (1 - p); the identity outside training."""
     if not training or p == 0.0:
         return values
-    if values.device.type == "cpu":
+    if kernels_of(values) == "cpu":
         result: Tensor = _BitDropout.apply(values, round(p * _LEVELS))
         return result
     return F.dropout(values, p)
@@ -69,14 +89,14 @@ def attention(query_BQD: Tensor, key_BLD: Tensor, value_BLD: Tensor, mask: Tenso
     Returns: (B, Q, D).
     """
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BQD, key_BLD, value_BLD))
-    if training and p > 0 and query.device.type == "cpu":
+    if training and p > 0 and kernels_of(query) == "cpu":
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         context = dropout(scores.softmax(-1), p, training) @ value
     else:
         width = query.shape[-1]
-        extra = -width % head_multiple(query.device)
+        extra = -width % head_multiple(kernels_of(query))
         if extra:  # zeros change neither scores nor context; the scale is that of the true width
             query, key, value = (F.pad(x, (0, extra)) for x in (query, key, value))
         p = p if training else 0.0
@@ -85,10 +105,10 @@ def attention(query_BQD: Tensor, key_BLD: Tensor, value_BLD: Tensor, mask: Tenso
     return context.transpose(1, 2).flatten(2)
 
 
-def head_multiple(device: torch.device) -> int:
+def head_multiple(device_type: str) -> int:
     """What a head's width must be a multiple of for the fused kernels: a PAL of 204 with 12 heads has heads of 17, and
     PyTorch would silently fall back to the kernel that keeps every L x L score."""
-    return 8 if device.type == "cuda" else 1
+    return 8 if device_type == "cuda" else 1
 
 
 class SelfAttention(nn.Module):

@@ -1,7 +1,7 @@
 """Save and resume by parameter NAME, in safetensors; a folder is whole or not there.
 
 A checkpoint holds trained parameters (the others come from the encoder that the run's config names), the optimizer's
-state of each, the run's state and every rank's random state. Data order needs none: it is a function of (seed, step).
+state of each and the run's state. Neither data order nor dropout needs any: both are functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any]) -> None
 
     Raises UserError where the disk is full; earlier checkpoints stay whole.
     """
-    random_states = engine.gather(engine.random_state())
     if engine.is_main:
         names = _names(engine)
         moments: dict[str, Tensor] = {}
@@ -43,15 +42,11 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any]) -> None
                 else:  # a plain number, marked so that it comes back as one
                     moments[f"{names[parameter]}/{key}{PLAIN}"] = torch.tensor(value)
         values = {name: parameter.data.contiguous() for parameter, name in names.items()}
-        random = {
-            f"{rank}/{kind}": value for rank, states in enumerate(random_states) for kind, value in states.items()
-        }
-        needs = sum(tensor.nbytes for group in (moments, values, random) for tensor in group.values())
+        needs = sum(tensor.nbytes for group in (moments, values) for tensor in group.values())
         with new_folder(folder / f"step-{state['step']:08d}", needs=needs) as draft:
             save_file(values, draft / "parameters.safetensors")
             save_file(moments, draft / "optimizer.safetensors")
-            save_file(random, draft / "random.safetensors")
-            write_json(draft / "state.json", {**state, "ranks": engine.ranks, "scaler": engine.scaler_state()})
+            write_json(draft / "state.json", {**state, "scaler": engine.scaler_state()})
         for old in checkpoints(folder)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
     engine.wait()
@@ -63,10 +58,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path, engine: Engine) -> dict[str, Any]:
-    """Fill the engine's model, optimizer and random state; returns the run's state as it was saved.
-
-    On another number of ranks the random states are drawn anew from the step, so dropout differs and nothing else.
-    """
+    """Fill the engine's model and optimizer; returns the run's state as it was saved."""
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     by_name = {name: parameter for parameter, name in _names(engine).items()}
     for name, value in load_file(path / "parameters.safetensors").items():
@@ -76,12 +68,5 @@ def load_checkpoint(path: Path, engine: Engine) -> dict[str, Any]:
         parameter = by_name[name]
         kept = value.item() if entry.endswith(PLAIN) else value.to(parameter.device)
         engine.optimizer.state[parameter][entry.removesuffix(PLAIN)] = kept
-    random = load_file(path / "random.safetensors")
-    if state["ranks"] == engine.ranks:
-        prefix = f"{engine.rank}/"
-        engine.set_random_state({k.removeprefix(prefix): v for k, v in random.items() if k.startswith(prefix)})
-    else:
-        torch.manual_seed(state["step"] * engine.ranks + engine.rank)
     engine.set_scaler_state(state.pop("scaler"))
-    del state["ranks"]
     return state

@@ -228,7 +228,8 @@ def help_text(verb: str | None = None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 2 a mistake in what was given (said in plain words), 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 2 a mistake in what was given (said in plain words), 3 does not fit,
+    4 measured memory differs from the plan, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("--help", "-h", "help"):
         print(help_text())
@@ -238,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # every rank finds the same mistake: one says it
             print(f"pal-dist: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from pal_dist.errors import UserError
 
+UNPLANNED_TOKENS = 4096
+"""Tokens of a micro-batch where nobody plans."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -74,11 +77,23 @@ class BatchConfig:
     step_tasks: Literal["all", "one"] = "all"
     """all: every optimizer step serves every task (task-complete). one: one task per optimizer step."""
 
-    tokens_per_micro_batch: int = 4096
-    """Most tokens, padding included, that go through the model at once on one rank. Sets memory, never the gradient."""
-
     window_batches: int = 64
     """Examples are shuffled, then sorted by length within windows of this many batches, whose batches are shuffled."""
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    memory: Literal["auto", "plan_only", "off"] = "auto"
+    """auto: plan before the run, prove the plan with the worst batch of each task, survive the rest. plan_only: plan
+    without the proof. off: neither (steps that run out of memory are still run again in smaller micro-batches)."""
+
+    tokens_per_micro_batch: int | None = None
+    """Most tokens, padding included, that go through the model at once on one rank. Sets memory, never the gradient.
+    None: the most that the plan finds room for; 4096 with `memory: off`."""
+
+    checkpoint_layers: int | None = None
+    """Gradient checkpointing: every how many encoder layers one is computed again in backward instead of kept. 1: all,
+    2: every other, 0: none. None: as the plan needs it; 0 with `memory: off`. Never changes the gradient."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +168,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -168,6 +184,7 @@ class RunConfig:
 def _problems(run: RunConfig) -> Iterator[str]:
     """Every rule that the values break, each with its cure."""
     data, model, batch, optimizer, train = run.data, run.model, run.batch, run.optimizer, run.train
+    tokens = run.memory.tokens_per_micro_batch
     positive = {
         "max_length": data.max_length - 2, "max_characters": data.max_characters, "batch_size": batch.batch_size,
         "adapter_hidden": model.adapter_hidden, "adapter_heads": model.adapter_heads, "epochs": train.epochs,
@@ -201,11 +218,13 @@ def _problems(run: RunConfig) -> Iterator[str]:
     }.items():
         if not amount >= 0:
             yield f"--{name} must not be negative; found {amount}"
-    if batch.tokens_per_micro_batch < data.max_length:
+    if tokens is not None and tokens < data.max_length:
         yield (
-            f"--tokens_per_micro_batch {batch.tokens_per_micro_batch} cannot hold one sequence of --max_length "
-            f"{data.max_length}: raise the first or lower the second"
+            f"--tokens_per_micro_batch {tokens} cannot hold one sequence of --max_length {data.max_length}: raise the "
+            f"first or lower the second"
         )
+    if run.memory.checkpoint_layers is not None and run.memory.checkpoint_layers < 0:
+        yield f"--checkpoint_layers is 0 (none), 1 (all) or more; found {run.memory.checkpoint_layers}"
     every = train.evaluate_every
     if every not in ("epoch", "none") and not (every.isdigit() and int(every) > 0):
         yield f"--evaluate_every takes a number of steps, `epoch` or `none`; found {every!r}"

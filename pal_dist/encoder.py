@@ -9,10 +9,12 @@ Shapes: B examples, L tokens, Q queries (L or 1), D hidden, F intermediate.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
 from pal_dist.attention import Dropout, SelfAttention
@@ -123,6 +125,8 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(config)
         self.encoder = Layers(config)
         self.pooler = Pooler(config) if pooler else None
+        self.checkpoint_layers = 0
+        """Every how many layers one is computed again in backward instead of kept: 0 none, 1 all, 2 every other."""
 
     def forward(
         self,
@@ -139,6 +143,23 @@ class Encoder(nn.Module):
         last = len(self.encoder.layer) - 1
         for index, layer in enumerate(self.encoder.layer):
             queries = 1 if first_only and index == last else hidden.shape[1]
-            added = None if residual is None else residual(index, hidden, mask, queries)
-            hidden = layer(hidden, mask, queries, added)
+            run = partial(_run_layer, index, layer, residual, mask, queries)
+            if self.training and torch.is_grad_enabled() and is_checkpointed(index, self.checkpoint_layers):
+                hidden = checkpoint(run, hidden, use_reentrant=False)  # dropout draws the same masks again
+            else:
+                hidden = run(hidden)
         return hidden
+
+
+def is_checkpointed(layer: int, every: int) -> bool:
+    """Whether the layer is computed again in backward, when every `every`-th is."""
+    return every > 0 and layer % every == 0
+
+
+def _run_layer(
+    index: int, layer: nn.Module, residual: Residual | None, mask: Tensor | None, queries: int, hidden_BLD: Tensor
+) -> Tensor:
+    """One encoder layer and what stands beside it."""
+    added = None if residual is None else residual(index, hidden_BLD, mask, queries)
+    out: Tensor = layer(hidden_BLD, mask, queries, added)
+    return out

@@ -8,17 +8,21 @@ no served task uses keeps no gradient on every rank, and nothing can wait for a 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pal_dist.data import Batch
 from pal_dist.errors import UserError
+from pal_dist.memory.devices import Device, cpu_device, device_at_hand
 
 BUCKET_ELEMENTS = 32 * 1024 * 1024
 """Gradient elements summed over the ranks in one collective: large enough to be limited by bandwidth alone."""
@@ -61,6 +65,8 @@ class Engine:
             os.environ["ACCELERATE_USE_CPU"] = "true"
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, warns that it guessed
             keep_freed_memory()
+        # Read when CUDA is first used: cached blocks of one size can then serve batches of another.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
@@ -79,6 +85,8 @@ class Engine:
         self.device: torch.device = self.accelerator.device
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
+        self.buffer = torch.empty(0)
+        """What collectives go through; see `prepare`."""
         self.lock: Any = None
         """Held on the run's folder by rank 0 until `release`."""
         self.multiple = 8 if self.device.type == "cuda" else 1
@@ -90,10 +98,30 @@ class Engine:
         self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
         self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if self.ranks > 1:
-            for bucket in _buckets([parameter.data for parameter in model.parameters()]):
-                flat = torch.cat([part.flatten() for part in bucket])
-                torch.distributed.broadcast(flat, src=0)
-                _unflatten_into(bucket, flat)
+            # Votes go over the processors: they neither wait for a device nor take its memory.
+            self.voters = torch.distributed.new_group(backend="gloo")
+            everything = [parameter.data for parameter in model.parameters()]
+            largest = max(sum(part.numel() for part in bucket) for bucket in _buckets(everything))
+            # Allocated once, so that no rank can run out of memory while the others wait for it in a collective.
+            self.buffer = torch.empty(largest, dtype=everything[0].dtype, device=self.device)
+            self._through_buffer(everything, partial(torch.distributed.broadcast, src=0))
+
+    def _through_buffer(self, tensors: list[Tensor], collective: Callable[[Tensor], Any]) -> None:
+        """Run a collective over many tensors in few large pieces."""
+        for bucket in _buckets(tensors):
+            flat = self.buffer[: sum(part.numel() for part in bucket)]
+            pieces = [piece.view_as(part) for piece, part in zip(_split(flat, bucket), bucket, strict=True)]
+            torch._foreach_copy_(pieces, bucket)
+            try:
+                collective(flat)
+            except torch.OutOfMemoryError:  # the library's own buffers: the others are waiting, so once more
+                self.free_caches()
+                collective(flat)
+            torch._foreach_copy_(bucket, pieces)
+
+    def padded(self, length: int) -> int:
+        """The length to which a sequence of this length is padded here."""
+        return -(-length // self.multiple) * self.multiple
 
     def place(self, batch: Batch) -> Batch:
         """The batch on this rank's device; the copy does not wait."""
@@ -114,15 +142,34 @@ class Engine:
         """Add d(loss_sum / count) to this rank's gradients; `count` is the step's examples over all ranks."""
         self.accelerator.backward(loss_sum / count)
 
+    def checkpoint_layers(self, every: int) -> None:
+        """Compute every `every`-th encoder layer again in backward instead of keeping it; 0: none."""
+        setattr(self.model, "checkpoint_layers", every)  # noqa: B010 (a property that nn.Module's type does not know)
+
     def reduce_gradients(self) -> None:
         """Sum the gradients over the ranks. Which parameters have one is the same everywhere, by construction."""
         if self.ranks == 1:
             return
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.flatten() for gradient in bucket])
-            torch.distributed.all_reduce(flat)
-            _unflatten_into(bucket, flat)
+        self._through_buffer(gradients, torch.distributed.all_reduce)
+
+    def vote(self, flag: int) -> int:
+        """The highest flag of all ranks, on every rank. No device takes part."""
+        if self.ranks == 1:
+            return flag
+        ballot = torch.tensor(flag)
+        torch.distributed.all_reduce(ballot, op=torch.distributed.ReduceOp.MAX, group=self.voters)
+        return int(ballot)
+
+    def drop_step(self) -> None:
+        """Forget what a step that failed has left: gradients and cached memory."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.free_caches()
+
+    def free_caches(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def step(self, *, rate: float, max_norm: float) -> Tensor:
         """Reduce, clip, update with this learning rate, and clear. Returns the gradient norm before clipping."""
@@ -145,6 +192,18 @@ class Engine:
     def wait(self) -> None:
         self.accelerator.wait_for_everyone()
 
+    def device_at_hand(self) -> Device:
+        """This rank's device as the planner sees it: its free memory is what other processes leave."""
+        if self.device.type == "cpu":
+            import psutil
+
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            return cpu_device(int(psutil.virtual_memory().available) // local)
+        properties = torch.cuda.get_device_properties(self.device)
+        free, total = torch.cuda.mem_get_info(self.device)
+        taken = total - free - torch.cuda.memory_reserved(self.device)
+        return device_at_hand(properties.name, total, (properties.major, properties.minor), taken=taken)
+
     def memory(self) -> int:
         """Bytes in use: the highest so far on a GPU, this process's resident memory on a CPU."""
         if self.device.type == "cuda":
@@ -153,16 +212,20 @@ class Engine:
 
         return int(psutil.Process().memory_info().rss)
 
-    def random_state(self) -> dict[str, Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+    def reserved_memory(self) -> int:
+        """Highest bytes taken from the device so far; on a CPU the same as `memory`."""
+        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else self.memory()
 
-    def set_random_state(self, state: dict[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if "cuda" in state and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], self.device)
+    def reset_memory(self) -> None:
+        """Let the highest figures begin anew."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def seed(self, *numbers: int) -> None:
+        """Random numbers are from now on a function of these numbers and the rank: dropout of a step does not depend
+        on what ran before it, so a step that is resumed or run again needs no remembered state."""
+        words = np.random.SeedSequence([*numbers, self.rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0] >> np.uint64(1)))
 
     def scaler_state(self) -> dict[str, Any]:
         """State of fp16's loss scaling; empty in other precisions."""
@@ -210,6 +273,5 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def _unflatten_into(parts: list[Tensor], flat: Tensor) -> None:
-    pieces = flat.split([part.numel() for part in parts])
-    torch._foreach_copy_(parts, [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)])
+def _split(flat: Tensor, parts: list[Tensor]) -> tuple[Tensor, ...]:
+    return flat.split([part.numel() for part in parts])

@@ -4,5 +4,13 @@
 class UserError(ValueError):
     """A mistake in what the user gave, told as: where, what was expected, what was found, how to mend it.
 
-    The command line prints the message without a traceback and exits with code 2. Everything else is a bug of ours.
+    The command line prints the message without a traceback and exits with `exit_code`. All else is a bug of ours.
     """
+
+    exit_code = 2
+
+
+class DoesNotFitError(UserError):
+    """The run does not fit, or no longer fits; the last checkpoint is whole. Says what to change."""
+
+    exit_code = 3

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pal_dist.batching import evaluation_batches
+from pal_dist.batching import Rows, evaluation_batches
 from pal_dist.data import Corpus
 from pal_dist.engine import Engine
+from pal_dist.errors import DoesNotFitError
+from pal_dist.memory.guard import is_out_of_memory
 from pal_dist.tasks import Task
 
 
@@ -43,15 +45,27 @@ class Predictions:
 
 @torch.inference_mode()
 def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_id: int = 0) -> Predictions:
-    """Run a whole split, spread over the ranks. Logits leave the device batch by batch, so they never pile up there."""
+    """Run a whole split, spread over the ranks. Logits leave the device batch by batch, so they never pile up there;
+    a batch that runs out of memory is run again in halves, which no other rank needs to know."""
     engine.model.eval()
-    rows = evaluation_batches(
+    waiting = evaluation_batches(
         corpus.lengths, budget=budget, rank=engine.rank, ranks=engine.ranks, multiple=engine.multiple
-    )
-    batches = (corpus.batch(task.name, part, padding_id=padding_id, multiple=engine.multiple) for part in rows)
-    found = [
-        (part, engine.forward(engine.place(batch)).cpu().numpy()) for part, batch in zip(rows, batches, strict=True)
-    ]
+    )[::-1]
+    found: list[tuple[Rows, NDArray[np.float32]]] = []
+    while waiting:
+        part, failure = waiting.pop(), ""
+        try:
+            batch = corpus.batch(task.name, part, padding_id=padding_id, multiple=engine.multiple)
+            found.append((part, engine.forward(engine.place(batch)).cpu().numpy()))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = str(error)
+        if failure:  # outside of `except`, whose traceback holds the batch
+            if len(part) == 1:
+                raise DoesNotFitError(f"evaluating {task.name}: one example alone runs out of memory ({failure[:80]})")
+            engine.free_caches()
+            waiting += np.array_split(part, 2)[::-1]
     logits = np.empty((len(corpus), task.objective.outputs), dtype=np.float32)
     for share in engine.gather(found):
         for part, values in share:

@@ -126,6 +126,15 @@ class MultiTaskBert(PreTrainedModel):
         weights = mask_BL[:, :, None].to(hidden_BLD.dtype)
         return (hidden_BLD * weights).sum(dim=1) / weights.sum(dim=1)
 
+    @property
+    def checkpoint_layers(self) -> int:
+        """Every how many encoder layers one is computed again in backward instead of kept; 0: none."""
+        return self.bert.checkpoint_layers
+
+    @checkpoint_layers.setter
+    def checkpoint_layers(self, every: int) -> None:
+        self.bert.checkpoint_layers = every
+
     def task_parts(self) -> dict[str, nn.ModuleList]:
         """What belongs to one task alone: its adapter and its head."""
         return {name: nn.ModuleList([self.adapters[name], self.heads[name]]) for name in self.heads}
@@ -159,37 +168,35 @@ class MultiTaskBert(PreTrainedModel):
         return counts
 
 
-def check_options(folder: Path, options: ModelConfig, max_length: int) -> None:
-    """Raises UserError for what the encoder in `folder` cannot do, before any work is done."""
-    encoder = {**BertConfig().to_dict(), **read_model_config(folder)}
+def check_options(name: str, encoder: dict[str, Any], options: ModelConfig, max_length: int) -> None:
+    """Raises UserError for what the encoder of this config.json cannot do, before any work is done."""
+    encoder = {**BertConfig().to_dict(), **encoder}
     problems = []
     if encoder["hidden_act"] not in ACTIVATIONS:
-        problems.append(f"{folder}: activation {encoder['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
+        problems.append(f"{name}: activation {encoder['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
     if options.adapter not in Adapter.kinds:
         problems.append(f"--adapter {options.adapter}: known kinds are {', '.join(Adapter.kinds)}")
     layers, depth = options.adapter_layers, encoder["num_hidden_layers"]
     if layers is not None and (not layers or min(layers) < 0 or max(layers) >= depth):
-        problems.append(f"--adapter_layers {','.join(map(str, layers))}: {folder.name} has layers 0 to {depth - 1}")
+        problems.append(f"--adapter_layers {','.join(map(str, layers))}: {name} has layers 0 to {depth - 1}")
     positions = encoder["max_position_embeddings"]
     if max_length > positions:
-        problems.append(f"--max_length {max_length}: {folder.name} has {positions} positions; choose at most that")
+        problems.append(f"--max_length {max_length}: {name} has {positions} positions; choose at most that")
     if problems:
         raise UserError("\n".join(problems))
 
 
-def build_model(folder: Path, tasks: tuple[Task, ...], options: ModelConfig, max_length: int = 128) -> MultiTaskBert:
-    """A model for these tasks on the encoder in `folder`: a BERT, or a model of ours whose fitting tasks go on.
-
-    What no weight was found for is new and drawn from torch's random state. Raises UserError where the folder's
-    encoder is not whole.
-    """
+def model_config(
+    encoder: dict[str, Any], tasks: tuple[Task, ...], options: ModelConfig, max_length: int
+) -> MultiTaskBertConfig:
+    """The model's config for these tasks on an encoder of this config.json."""
     foreign = {"architectures", "model_type", "transformers_version", "dtype", "torch_dtype"}
     known = BertConfig().to_dict().keys() - foreign
-    shared = {name: value for name, value in read_model_config(folder).items() if name in known}
+    shared = {name: value for name, value in encoder.items() if name in known}
     if options.dropout is not None:
         shared |= {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
     head_dropout = shared.get("hidden_dropout_prob", 0.1) if options.head_dropout is None else options.head_dropout
-    config = MultiTaskBertConfig(
+    return MultiTaskBertConfig(
         tasks=[task_to_dict(task) for task in tasks],
         adapter=options.adapter,
         adapter_hidden=options.adapter_hidden,
@@ -201,7 +208,15 @@ def build_model(folder: Path, tasks: tuple[Task, ...], options: ModelConfig, max
         trained_length=max_length,
         **shared,
     )
-    return load_model(folder, config)
+
+
+def build_model(folder: Path, tasks: tuple[Task, ...], options: ModelConfig, max_length: int = 128) -> MultiTaskBert:
+    """A model for these tasks on the encoder in `folder`: a BERT, or a model of ours whose fitting tasks go on.
+
+    What no weight was found for is new and drawn from torch's random state. Raises UserError where the folder's
+    encoder is not whole.
+    """
+    return load_model(folder, model_config(read_model_config(folder), tasks, options, max_length))
 
 
 def load_model(folder: Path, config: MultiTaskBertConfig | None = None) -> MultiTaskBert:

@@ -39,12 +39,16 @@ def _eight_bit(name: str) -> Callable[[nn.Module, list[dict[str, Any]], float], 
     def build(model: nn.Module, groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
         import bitsandbytes
 
-        manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+        optimizer: Any = getattr(bitsandbytes.optim, name)(groups, lr=rate)
+        # A manager of its own: the global one remembers the positions of other models' parameters.
+        manager = object.__new__(bitsandbytes.optim.GlobalOptimManager)
+        manager.initialize()
         for module in model.modules():
             if isinstance(module, nn.Embedding):  # as the authors advise: embeddings are unstable in 8 bits
                 manager.register_module_override(module, "weight", {"optim_bits": 32})
-        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(groups, lr=rate)
-        return optimizer
+        optimizer.mng = manager
+        built: torch.optim.Optimizer = optimizer
+        return built
 
     return build
 

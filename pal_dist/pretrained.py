@@ -15,6 +15,27 @@ HUB_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.tx
 WEIGHTS = ["model.safetensors", "pytorch_model.bin"]
 
 
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+KNOWN_ENCODERS: dict[str, dict[str, Any]] = {
+    "minilm": {**_BASE, "hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536, "vocab_size": 30522},
+    "bert-base-uncased": {**_BASE, "vocab_size": 30522},
+    "bert-base-cased": {**_BASE, "vocab_size": 28996},
+    "bert-large-uncased": {**_LARGE, "vocab_size": 30522},
+    "bert-large-cased": {**_LARGE, "vocab_size": 28996},
+}
+"""Geometry of the best-known encoders, so that they can be planned for without a network."""
+
+
+def encoder_config(name: str) -> dict[str, Any]:
+    """What config.json says of an encoder; the best-known ones need neither files nor network. Raises UserError."""
+    short = name.removeprefix("google-bert/")
+    if short in KNOWN_ENCODERS and not Path(name).is_dir():
+        return dict(KNOWN_ENCODERS[short])
+    folder = Path(name).expanduser()
+    return read_model_config(folder if (folder / "config.json").is_file() else find_model(name))
+
+
 def find_model(name: str) -> Path:
     """`minilm`, a folder or a hub name -> a folder with config.json, weights and tokenizer.
 

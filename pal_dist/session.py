@@ -22,9 +22,10 @@ from pal_dist.engine import Engine
 from pal_dist.errors import UserError
 from pal_dist.export import export_model
 from pal_dist.files import full_disk_is_told, write_json
+from pal_dist.fitting import plan_memory, prove, take_plan
 from pal_dist.model import MultiTaskBert, build_model, check_options, load_model
 from pal_dist.optim import build_optimizer
-from pal_dist.pretrained import find_model
+from pal_dist.pretrained import find_model, read_model_config
 from pal_dist.reading import require_file
 from pal_dist.report import Report, RunReport
 from pal_dist.sampling import Sampling
@@ -44,6 +45,8 @@ FREE_TO_CHANGE = {
     "log_every",
     "cache_dir",
     "tokens_per_micro_batch",
+    "checkpoint_layers",
+    "memory",
     "evaluate_every",
     "patience",
 }
@@ -108,7 +111,8 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     """Everything a run needs, ready for its next step; what is about to happen has been said. Raises UserError."""
     tasks = resolve_tasks(run.data.tasks)
     sources = locate(run, cache_dir)
-    check_options(sources.model_dir, run.model, run.data.max_length)
+    encoder = read_model_config(sources.model_dir)
+    check_options(sources.model_dir.name, encoder, run.model, run.data.max_length)
     tokenizer = load_tokenizer(sources.model_dir)
     engine = Engine(precision=run.train.precision)
     corpora = load_corpora(run, tasks, "train", sources, tokenizer, progress=engine.is_main)
@@ -118,14 +122,15 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     if run.train.mode == "pretrain":
         model.freeze_encoder()
     rate = run.optimizer.learning_rate or default_learning_rate(run.train.mode, model.config.hidden_size)
+    schedule, total = plan_steps(run, list(corpora.values()))
+    planned = plan_memory(run, model, engine, schedule)
     engine.prepare(model, build_optimizer(model, run.optimizer, rate))
-    torch.manual_seed(run.train.seed + 1 + engine.rank)  # ranks draw different dropout
     # Only now is the folder claimed: a start that failed above leaves nothing behind.
     content = {f"train/{task}": found.key for task, found in corpora.items()}
     content |= {f"dev/{task}": found.key for task, found in dev.items()}
     folder, last = open_folder(run, origins, content, engine)
     state = RunState(**load_state(last, engine)) if last else RunState()
-    schedule, total = plan_steps(run, list(corpora.values()))
+    take_plan(state, run, planned, engine)
 
     def save(name: str, metrics: dict[str, dict[str, float]]) -> None:
         if engine.is_main:
@@ -141,7 +146,8 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
         folder=folder, report=RunReport(folder, state.step) if engine.is_main else Report(), save=save, state=state,
         padding_id=model.config.pad_token_id or 0,
     )  # fmt: skip
-    trainer.report.lines(*before_first_step(trainer, model, resumed=last))
+    proof = prove(trainer, planned)
+    trainer.report.lines(*before_first_step(trainer, model, resumed=last, memory=proof))
     return trainer
 
 
@@ -261,5 +267,5 @@ def open_model(path: Path, overrides: dict[str, Any], *, cache_dir: Path) -> Ope
     sources = locate(run, cache_dir)
     engine = Engine(precision=run.train.precision)
     engine.model = model.to(engine.device)
-    check_options(folder, ModelConfig(), run.data.max_length)
+    check_options(folder.name, read_model_config(folder), ModelConfig(), run.data.max_length)
     return Opened(model, load_tokenizer(folder), engine, run, sources, model.config.task_table(), path)

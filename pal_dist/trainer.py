@@ -14,13 +14,17 @@ import torch
 from pal_dist.batching import MicroBatch, Rows, Schedule, micro_batches
 from pal_dist.checkpoint import save_checkpoint
 from pal_dist.config import RunConfig
-from pal_dist.data import Corpus
+from pal_dist.data import Batch, Corpus
 from pal_dist.engine import Engine
 from pal_dist.errors import UserError
 from pal_dist.evaluate import predict
+from pal_dist.memory.guard import Guard, say_on_main
 from pal_dist.optim import learning_rate_factor
 from pal_dist.report import Report
 from pal_dist.tasks import Task
+
+Done = tuple[MicroBatch, int, int, torch.Tensor]
+"""A micro-batch that has been through the model: its tokens with padding, those without, its summed loss."""
 
 Save = Callable[[str, dict[str, dict[str, float]]], None]
 """(name of the folder in the run, metrics) -> the model is kept there."""
@@ -28,7 +32,7 @@ Save = Callable[[str, dict[str, dict[str, float]]], None]
 
 @dataclass
 class RunState:
-    """Everything beside parameters, optimizer and random state that a run needs to go on."""
+    """Everything beside parameters and optimizer that a run needs to go on."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -47,6 +51,12 @@ class RunState:
     """Time spent training; evaluation and saving are not in it."""
     evaluation_seconds: float = 0.0
     finished: bool = False
+    tokens_per_micro_batch: int = 4096
+    """The run's token budget: the plan's, until the guard makes it smaller."""
+    planned_for: str = ""
+    """Ranks and device that the budget is for."""
+    checkpoint_layers: int = 0
+    """Every how many encoder layers one is computed again in backward."""
 
 
 class Trainer:
@@ -61,6 +71,7 @@ class Trainer:
         self.schedule, self.total_steps, self.peak_rate = schedule, total_steps, peak_rate
         self.folder, self.report, self.save, self.padding_id = folder, report, save, padding_id
         self.state = state or RunState()
+        self.guard = Guard(engine, self.state, on_change=say_on_main(engine))
         every = run.train.evaluate_every
         self.evaluate_every = {"epoch": schedule.sampling.steps_per_epoch, "none": 0}.get(every) or (
             int(every) if every.isdigit() else 0
@@ -94,24 +105,36 @@ class Trainer:
         Each example's loss is divided by the step's number of examples over all tasks and ranks, so neither the cut
         into micro-batches nor the ranks change the gradient.
         """
+        longest = max(self.engine.padded(int(self.schedule.lengths[task][rows].max())) for task, rows in served)
         count = sum(len(rows) for _, rows in served)
+        for done in self.guard.local(lambda: self.accumulate(served, count), longest=longest):
+            self.count(*done)
+        rate = self.peak_rate * learning_rate_factor(self.state.step, self.total_steps, self.run.optimizer.warmup)
+        return self.guard.update(lambda: self.engine.step(rate=rate, max_norm=self.run.optimizer.max_gradient_norm))
+
+    def accumulate(self, served: list[tuple[int, Rows]], count: int) -> list[Done]:
+        """Gradients of this rank's micro-batches. Nothing here waits for another rank or outlives a failure."""
+        done: list[Done] = []
+        self.engine.seed(self.run.train.seed, self.state.step)
+        self.engine.checkpoint_layers(self.state.checkpoint_layers)
         for micro in self.micro_batches(served):
-            task = self.tasks[micro.task]
-            batch = self.engine.place(
-                self.train[micro.task].batch(
-                    task.name, micro.rows, padding_id=self.padding_id, multiple=self.engine.multiple
-                )
-            )
-            loss_sum = task.objective.loss(self.engine.forward(batch), batch.labels_B)
+            batch, loss_sum = self.forward(micro)
             if micro.filler:  # an extra example that keeps ranks in step: its gradient is zero
                 loss_sum = loss_sum * 0.0
             self.engine.backward(loss_sum, count)
-            self.count(micro, batch.input_ids_BL.numel(), batch.useful_tokens, loss_sum)
-        rate = self.peak_rate * learning_rate_factor(self.state.step, self.total_steps, self.run.optimizer.warmup)
-        return self.engine.step(rate=rate, max_norm=self.run.optimizer.max_gradient_norm)
+            done.append((micro, batch.input_ids_BL.numel(), batch.useful_tokens, loss_sum.detach()))
+        return done
+
+    def forward(self, micro: MicroBatch) -> tuple[Batch, torch.Tensor]:
+        """The micro-batch on the device, and its summed loss."""
+        task, engine = self.tasks[micro.task], self.engine
+        corpus = self.train[micro.task]
+        batch = corpus.batch(task.name, micro.rows, padding_id=self.padding_id, multiple=engine.multiple)
+        batch = engine.place(batch)
+        return batch, task.objective.loss(engine.forward(batch), batch.labels_B)
 
     def micro_batches(self, served: list[tuple[int, Rows]]) -> list[MicroBatch]:
-        engine, budget = self.engine, self.run.batch.tokens_per_micro_batch
+        engine, budget = self.engine, self.state.tokens_per_micro_batch
         lengths = self.schedule.lengths
         return micro_batches(
             served, lengths, budget=budget, rank=engine.rank, ranks=engine.ranks, multiple=engine.multiple
@@ -122,7 +145,7 @@ class Trainer:
         if micro.filler:
             return
         name = self.tasks[micro.task].name
-        self.loss_sums[name] = self.loss_sums.get(name, 0.0) + loss_sum.detach()
+        self.loss_sums[name] = self.loss_sums.get(name, 0.0) + loss_sum
         self.counts[name] = self.counts.get(name, 0) + len(micro.rows)
         self.window_tokens += tokens
         self.window_useful += useful
@@ -170,7 +193,7 @@ class Trainer:
         metrics: dict[str, dict[str, float]] = {}
         for task in self.tasks:
             if task.name in self.dev:
-                found = predict(self.engine, task, self.dev[task.name], budget=self.run.batch.tokens_per_micro_batch,
+                found = predict(self.engine, task, self.dev[task.name], budget=self.state.tokens_per_micro_batch,
                                 padding_id=self.padding_id)  # fmt: skip
                 values = found.metrics()
                 metrics[task.name] = {task.metric: values[task.metric], **values}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,16 +81,16 @@ def small_data(tmp_path_factory: pytest.TempPathFactory, corpus_dir: Path) -> Pa
     return folder
 
 
+def make_tiny_run(tiny_bert: Path, small_data: Path, cache_dir: Path, folder: Path, **flags: object) -> RunConfig:
+    """A config of a run of a second or two; flags overrule."""
+    values = {
+        "data_dir": small_data, "model": tiny_bert, "cache_dir": cache_dir, "output_dir": folder / "run",
+        "max_length": 48, "batch_size": 8, "adapter_hidden": 12, "adapter_heads": 2, "learning_rate": 1e-3,
+        "max_steps": 6, "epochs": 9, "log_every": 2, "dropout": 0.0, "window_batches": 2,
+    } | flags  # fmt: skip
+    return resolve({name: str(value) if isinstance(value, Path) else value for name, value in values.items()})[0]
+
+
 @pytest.fixture
 def tiny_run(tiny_bert: Path, small_data: Path, cache_dir: Path, tmp_path: Path):
-    """Makes a config of a run of a second or two; flags overrule."""
-
-    def make(**flags: object) -> RunConfig:
-        values = {
-            "data_dir": small_data, "model": tiny_bert, "cache_dir": cache_dir, "output_dir": tmp_path / "run",
-            "max_length": 48, "batch_size": 8, "adapter_hidden": 12, "adapter_heads": 2, "learning_rate": 1e-3,
-            "max_steps": 6, "epochs": 9, "log_every": 2, "dropout": 0.0, "window_batches": 2,
-        } | flags  # fmt: skip
-        return resolve({name: str(value) if isinstance(value, Path) else value for name, value in values.items()})[0]
-
-    return make
+    return partial(make_tiny_run, tiny_bert, small_data, cache_dir, tmp_path)

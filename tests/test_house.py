@@ -17,19 +17,23 @@ PACKAGE = ROOT / "pal_dist"
 
 FLOORS = [
     {"errors"},
-    {"config", "objectives", "attention", "files", "sampling"},
-    {"tasks", "settings", "pretrained", "report", "batching", "corpus", "adapters.base"},
-    {"reading", "optim", "encoder", "fetch", "adapters.none", "adapters.pal"},
-    {"data", "adapters"},
-    {"model", "engine"},
-    {"evaluate", "checkpoint", "export", "convert"},
-    {"trainer"},
-    {"announce"},
+    {"config", "objectives", "attention", "files", "sampling", "memory.tracker", "memory.allocator"},
+    {
+        "tasks", "settings", "pretrained", "report", "batching", "corpus", "adapters.base", "memory.devices",
+    },
+    {"reading", "optim", "encoder", "fetch", "adapters.none", "adapters.pal", "memory.emulation"},
+    {"data", "adapters", "memory.trace"},
+    {"model", "engine", "memory", "memory.closed_form"},
+    {"memory.guard", "export", "convert", "memory.sharding"},
+    {"evaluate", "checkpoint", "memory.probe", "memory.speed"},
+    {"trainer", "memory.plan"},
+    {"planning"},
+    {"announce", "fitting"},
     {"session"},
     {"answers"},
     {"cli"},
     {"__main__"},
-]
+]  # fmt: skip
 """A room imports only from floors before its own. A new room is entered here."""
 
 ENGINE_LIBRARIES = {"accelerate", "deepspeed"}

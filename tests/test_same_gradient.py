@@ -24,6 +24,7 @@ def train_in_float64(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[
     """What `pal-dist train` does, with a model in float64."""
     trainer = assemble(run, {}, cache_dir=cache_dir)
     trainer.engine.model.double()
+    trainer.engine.buffer = trainer.engine.buffer.double()
     state = trainer.fit()
     trainer.report.close()
     trainer.engine.close()

@@ -1,0 +1,107 @@
+"""A run made to fit: its plan taken, proved with the worst batches, corrected by what was seen, and written down."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from pal_dist.batching import MicroBatch, Schedule
+from pal_dist.config import UNPLANNED_TOKENS, RunConfig
+from pal_dist.engine import Engine
+from pal_dist.files import write_json
+from pal_dist.memory.closed_form import optimizer_bytes
+from pal_dist.memory.devices import GIBIBYTE
+from pal_dist.memory.plan import widest
+from pal_dist.memory.probe import Evidence, probe
+from pal_dist.model import MultiTaskBert
+from pal_dist.planning import Planned, as_record, plan_run
+from pal_dist.trainer import RunState, Trainer
+
+TIGHT = 0.5
+"""Share of a CPU's free memory from which a plan is proved; a GPU's always is, for it takes no time."""
+
+
+def plan_memory(run: RunConfig, model: MultiTaskBert, engine: Engine, schedule: Schedule) -> Planned | None:
+    """The plan for the device at hand; None with `--memory off`. Raises DoesNotFitError on every rank."""
+    if run.memory.memory == "off":
+        return None
+    devices = engine.gather(engine.device_at_hand())
+    least = min(devices, key=lambda device: device.usable)  # every rank runs the plan of the smallest
+    return plan_run(
+        run, model.config, least, precision=engine.precision.name, ranks=engine.ranks, multiple=engine.multiple,
+        sampling=schedule.sampling, lengths=schedule.lengths,
+    )  # fmt: skip
+
+
+def place_of(engine: Engine) -> str:
+    """What a token budget is good for: the kind of device and the number of ranks."""
+    return f"{engine.ranks} x {engine.device_at_hand().name}"
+
+
+def take_plan(state: RunState, run: RunConfig, planned: Planned | None, engine: Engine) -> None:
+    """Set how the run cuts its steps: as asked, else as before on the same devices, else as planned."""
+    place = place_of(engine)
+    if state.planned_for != place:
+        state.tokens_per_micro_batch = planned.plan.tokens if planned else UNPLANNED_TOKENS
+        state.checkpoint_layers = planned.plan.levers.checkpoint_layers if planned else 0
+        state.planned_for = place
+    if run.memory.tokens_per_micro_batch is not None:
+        state.tokens_per_micro_batch = run.memory.tokens_per_micro_batch
+    if run.memory.checkpoint_layers is not None:
+        state.checkpoint_layers = run.memory.checkpoint_layers
+
+
+def prove(trainer: Trainer, planned: Planned | None) -> list[str]:
+    """Run the worst batches where memory is tight, write plan and evidence beside the run; what to tell the person."""
+    run, engine, state = trainer.run, trainer.engine, trainer.state
+    if planned is None:
+        return [f"memory: not planned (--memory off); micro-batches of at most {state.tokens_per_micro_batch:,} tokens"]
+    plan, device, evidence = planned.plan, planned.plan.machine.device, None
+    tight = not device.is_cpu or plan.needed > TIGHT * device.usable
+    if run.memory.memory == "auto" and tight:
+        evidence = _probe(trainer, planned)
+        seen = max(engine.gather(evidence.allocated))
+        changed = widest(replace(plan, correction=seen / plan.estimate.peak)).tokens
+        free = run.memory.tokens_per_micro_batch is None and state.step == 0 and not device.is_cpu
+        if free and changed != plan.tokens and state.tokens_per_micro_batch == plan.tokens:
+            state.tokens_per_micro_batch = changed
+            evidence = _probe(trainer, planned)
+    if engine.is_main:
+        record: dict[str, Any] = {"plan": as_record(planned), "tokens_per_micro_batch": state.tokens_per_micro_batch}
+        record |= {"checkpoint_layers": state.checkpoint_layers, "evidence": asdict(evidence) if evidence else None}
+        write_json(trainer.folder / "memory.json", record)
+    return _lines(trainer, planned, evidence)
+
+
+def _probe(trainer: Trainer, planned: Planned) -> Evidence:
+    engine, work = trainer.engine, planned.plan.work
+    engine.model.train()
+    state_bytes = 0 if engine.optimizer.state else optimizer_bytes(work.shape, trainer.run.optimizer.optimizer)
+
+    def run(micro: MicroBatch) -> Any:
+        engine.checkpoint_layers(trainer.state.checkpoint_layers)
+        return trainer.forward(micro)[1]
+
+    return probe(engine, trainer.guard, run, trainer.schedule.lengths, rows=work.rows, state_bytes=state_bytes)
+
+
+def _lines(trainer: Trainer, planned: Planned, evidence: Evidence | None) -> list[str]:
+    plan, state = planned.plan, trainer.state
+    device = plan.machine.device
+    checkpointing = {0: "no checkpointing", 1: "every layer checkpointed"}.get(
+        state.checkpoint_layers, f"every {state.checkpoint_layers}th layer checkpointed"
+    )
+    lines = [
+        f"memory: planned {plan.estimate.peak / GIBIBYTE:.2f} GiB ({plan.needed / GIBIBYTE:.2f} with margin) of "
+        f"{device.usable / GIBIBYTE:.2f} usable on {device.name}; micro-batches of at most "
+        f"{state.tokens_per_micro_batch:,} tokens, {checkpointing}"
+    ]
+    if evidence:
+        rows, length = max(
+            ((rows, length) for _, rows, length in evidence.micro_batches), key=lambda pair: pair[0] * pair[1]
+        )
+        lines.append(
+            f"memory: proved with the worst batch of each task ({rows} x {length} tokens at most): "
+            f"{evidence.allocated / GIBIBYTE:.2f} GiB allocated, {evidence.reserved / GIBIBYTE:.2f} reserved"
+        )
+    return lines

@@ -1,0 +1,63 @@
+"""How long a step takes, roughly: a roofline. Every figure from here is an estimate and is called one."""
+
+from __future__ import annotations
+
+from pal_dist.encoder import is_checkpointed
+from pal_dist.memory.closed_form import Levers, Shape, kept_by_layer
+from pal_dist.memory.devices import Device
+from pal_dist.memory.sharding import sharded
+
+EFFICIENCY_LOW, EFFICIENCY_FP32 = 0.35, 0.70
+"""Estimates: share of the peak that BERT's matrix products reach. NVIDIA's own BERT: 42 to 51 % of a V100 and A100;
+simple loops on a T4: 14 to 20 %."""
+
+ACTIVATION_TRAFFIC = 4.0
+"""Estimate: times that each kept byte crosses the device's memory in a step."""
+
+KERNELS_PER_LAYER, LAUNCH_SECONDS = 70, 6e-6
+"""Estimates: kernels of a layer, forward and backward, and what starting one costs."""
+
+HOST_BANDWIDTH = 12e9
+"""Estimate: bytes a second between device and host over PCIe."""
+
+
+def matrix_flops(shape: Shape, tokens: int, length: float, levers: Levers) -> float:
+    """Floating-point operations of forward and backward over so many tokens; recomputed layers count a third more."""
+    again = sum(is_checkpointed(layer, levers.checkpoint_layers) for layer in range(shape.layers)) / shape.layers
+    weights = shape.layers * shape.layer_matrices
+    if shape.adapter_layers:
+        projections = 2 * shape.hidden * shape.adapter_width
+        own = 3 * shape.adapter_width**2
+        weights += len(shape.adapter_layers) * (projections + own)
+    scores = 2 * length * (shape.layers * shape.hidden + len(shape.adapter_layers) * shape.adapter_width)
+    return 2.0 * tokens * (weights + scores) * (3 + again)
+
+
+def step_seconds(
+    shape: Shape, levers: Levers, device: Device, *, strategy: str, ranks: int, tokens: float, length: float,
+    micro_batches: float,
+) -> float:  # fmt: skip
+    """Estimated seconds of one optimizer step.
+
+    Args:
+        tokens: of one rank in the step. length: mean length of a sequence. micro_batches: of one rank in the step.
+    """
+    if device.is_cpu:
+        rate = device.teraflops_fp32 * 1e12
+    elif levers.autocast:
+        rate = device.teraflops_low * 1e12 * EFFICIENCY_LOW
+    else:
+        rate = device.teraflops_fp32 * 1e12 * EFFICIENCY_FP32
+    batch = max(1, round(tokens / length))
+    kept = kept_by_layer(shape, levers, batch, round(length), adapter=bool(shape.adapter_layers), queries=round(length))
+    memory = device.bandwidth * 1e9
+    parts = sharded(shape, levers, strategy, ranks)
+    seconds = matrix_flops(shape, int(tokens), length, levers) / rate
+    seconds += ACTIVATION_TRAFFIC * kept * shape.layers / memory
+    seconds += micro_batches * shape.layers * KERNELS_PER_LAYER * LAUNCH_SECONDS * (0 if device.is_cpu else 1)
+    optimizer_traffic = 28 if levers.optimizer == "adamw" else 18
+    seconds += optimizer_traffic * shape.trained_parameters / memory
+    if levers.optimizer.startswith("paged"):
+        seconds += 2 * 2 * shape.trained_parameters / HOST_BANDWIDTH
+    seconds += parts.link_bytes / (device.link * 1e9) + 4 * parts.host_bytes / HOST_BANDWIDTH
+    return seconds

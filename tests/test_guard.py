@@ -1,0 +1,199 @@
+"""Law 4, invisible retry: out of memory anywhere in forward or backward, on any ranks, and the step still happens once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from test_same_gradient import Parameters, assert_same
+
+from pal_dist.config import RunConfig
+from pal_dist.engine import Engine
+from pal_dist.errors import DoesNotFitError
+from pal_dist.memory.guard import is_out_of_memory
+from pal_dist.memory.tracker import Tracker
+from pal_dist.session import assemble
+from pal_dist.trainer import Trainer
+
+FAULTY_STEP = 2
+
+
+def full(*_: Any) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ... (injected)")
+
+
+def arm(trainer: Trainer, place: str, micro_step: str) -> None:
+    """Raise out of memory once, in one step, at the place and the first or last micro-step."""
+    engine, model = trainer.engine, trainer.engine.model
+    layers = model.get_submodule("bert.encoder.layer")
+    served = next(trainer.schedule.steps(FAULTY_STEP, FAULTY_STEP + 1))
+    wanted = 0 if micro_step == "first" else len(trainer.micro_batches(served)) - 1
+    state = {"passes": -1, "armed": True}
+
+    def fail_once(*_: Any) -> None:
+        if trainer.state.step == FAULTY_STEP and state["armed"] and state["passes"] == wanted:
+            state["armed"] = False
+            full()
+
+    def count(*_: Any) -> None:
+        state["passes"] += trainer.state.step == FAULTY_STEP
+
+    model.register_forward_pre_hook(count)
+    if place == "forward":
+        layers[1].register_forward_pre_hook(fail_once)
+    elif place == "backward":
+        layers[0].register_full_backward_pre_hook(fail_once)
+    elif place == "all-reduce":
+        reduce = torch.distributed.all_reduce
+
+        def faulty(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if tensor.numel() > 1:
+                state["passes"] = wanted
+                fail_once()
+            return reduce(tensor, *args, **kwargs)
+
+        torch.distributed.all_reduce = faulty
+    elif place == "optimizer":
+        state["passes"] = wanted
+        model.register_forward_pre_hook(lambda *_: state.update(passes=wanted))
+        engine.optimizer.optimizer.register_step_pre_hook(fail_once)
+
+
+def train(
+    run: RunConfig, cache_dir: Path, place: str = "", faulty: tuple[int, ...] = (), micro_step: str = "first"
+) -> Any:
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer.engine.model.double()
+    trainer.engine.buffer = trainer.engine.buffer.double()
+    if trainer.engine.rank in faulty:
+        arm(trainer, place, micro_step)
+    try:
+        state = trainer.fit()
+    finally:
+        trainer.report.close()
+    values = {name: value.detach().numpy() for name, value in trainer.engine.model.named_parameters()}
+    return values, state.tokens_per_micro_batch, state.examples
+
+
+@pytest.fixture(scope="module")
+def clean(
+    tiny_bert: Path, small_data: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Parameters, int]:
+    from conftest import make_tiny_run
+
+    run = make_tiny_run(tiny_bert, small_data, cache_dir, tmp_path_factory.mktemp("clean"), tokens_per_micro_batch=96)
+    values, _, examples = run_ranks(train, run, cache_dir)[0]
+    return values, examples
+
+
+@pytest.mark.parametrize("micro_step", ["first", "last"])
+@pytest.mark.parametrize("faulty", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_the_step_is_run_again(
+    place: str, faulty: tuple[int, ...], micro_step: str, clean: tuple[Parameters, int], tiny_run, cache_dir: Path
+) -> None:
+    run = tiny_run(tokens_per_micro_batch=96)
+    answers = run_ranks(train, run, cache_dir, place, faulty, micro_step)
+    for answer in answers:
+        assert not isinstance(answer, Exception), answer
+        values, tokens, examples = answer
+        assert tokens == 48  # halved once, on both ranks
+        assert examples == clean[1]  # each counted once
+        assert_same(values, clean[0])
+
+
+@pytest.mark.parametrize("faulty", [(0,), (1,), (0, 1)])
+def test_all_reduce_is_run_again(
+    faulty: tuple[int, ...], clean: tuple[Parameters, int], tiny_run, cache_dir: Path
+) -> None:
+    """The others are already waiting in the collective: it is tried again after the caches are freed."""
+    for values, tokens, _ in run_ranks(train, tiny_run(tokens_per_micro_batch=96), cache_dir, "all-reduce", faulty):
+        assert tokens == 96
+        assert_same(values, clean[0])
+
+
+@pytest.mark.parametrize("faulty", [(0,), (1,), (0, 1)])
+def test_the_update_stops_every_rank(faulty: tuple[int, ...], tiny_run, cache_dir: Path) -> None:
+    answers = run_ranks(train, tiny_run(), cache_dir, "optimizer", faulty)
+    for rank, answer in enumerate(answers):
+        assert isinstance(answer, DoesNotFitError)
+        assert answer.exit_code == 3
+        assert "step 3: out of memory in the optimizer's update" in str(answer)
+        assert ("Tried to allocate 2.00 GiB" in str(answer)) == (rank in faulty)
+        assert "The last checkpoint is whole" in str(answer)
+
+
+def test_dropout_is_reproducible_and_leaks_nothing(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    """The same fault gives the same run, bit for bit; later steps draw the very masks they would have drawn."""
+    seen = []
+    for number in range(2):
+        run = tiny_run(tokens_per_micro_batch=96, dropout=0.3, output_dir=tmp_path / str(number))
+        seen.append(run_ranks(train, run, cache_dir, "backward", (0,), ranks=1)[0])
+    assert seen[0][1] == 48
+    assert all(np.array_equal(value, seen[1][0][name]) for name, value in seen[0][0].items())
+
+
+def test_random_numbers_are_a_function_of_seed_step_and_rank() -> None:
+    engine = Engine()
+    drawn = {}
+    for numbers in ((0, 1), (0, 2), (1, 1)):
+        engine.seed(*numbers)
+        drawn[numbers] = torch.rand(4)
+        torch.rand(1000)
+        engine.seed(*numbers)
+        assert torch.equal(torch.rand(4), drawn[numbers])
+    engine.rank = 1
+    engine.seed(0, 1)
+    drawn[0, 1, "other rank"] = torch.rand(4)
+    assert len({tuple(values.tolist()) for values in drawn.values()}) == 4
+    engine.close()
+
+
+def test_checkpointing_comes_after_the_smallest_cut_and_then_the_end(tiny_run, cache_dir: Path) -> None:
+    run = tiny_run(tokens_per_micro_batch=96, max_steps=1)
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    told: list[str] = []
+    trainer.guard.on_change = told.append
+    trainer.engine.model.get_submodule("bert.encoder.layer.0").register_forward_pre_hook(full)
+    with pytest.raises(DoesNotFitError, match="single examples of [0-9]+ tokens and every layer checkpointed"):
+        trainer.fit()
+    assert "micro-batches of at most 48 tokens (were 96)" in told[0]
+    assert "checkpointing" in told[-1]
+    assert trainer.state.checkpoint_layers == 1
+    trainer.report.close()
+    trainer.engine.close()
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5, 0.3])
+def test_a_full_card_is_survived(share: float, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    """No fault is injected: the tracker refuses allocations above a limit, wherever they happen to come."""
+    results = []
+    for limit in (None, share):
+        run = tiny_run(output_dir=tmp_path / str(limit), tokens_per_micro_batch=800, max_steps=3, batch_size=16)
+        trainer = assemble(run, {}, cache_dir=cache_dir)
+        model = trainer.engine.model.double()
+        with Tracker(model) as tracker:
+            tracker.mark(model.parameters(), "parameters")
+            static = 4 * tracker.bytes  # with gradients and both moments
+            if limit:
+                tracker.limit = static + int(limit * (highest - static))
+            trainer.fit()
+        highest = tracker.peak if limit is None else highest  # noqa: F821 (set by the first of the two runs)
+        results.append(({name: value.detach().numpy() for name, value in model.named_parameters()}, trainer.state))
+        trainer.report.close()
+        trainer.engine.close()
+    (plain, _), (capped, state) = results
+    assert state.tokens_per_micro_batch < 800
+    assert_same(capped, plain)
+
+
+def test_what_counts_as_out_of_memory() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert is_out_of_memory(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    assert not is_out_of_memory(ValueError("CUDA error: out of memory"))
