@@ -20,7 +20,7 @@ Rows = NDArray[np.int64]
 
 MICRO_BATCH_COST = 96
 """Fixed cost of one more forward and backward pass, in tokens: what an extra cut must save in padding to pay.
-Measured for MiniLM on a CPU (tests/bench/profile_step.py); it only steers speed, never the gradient."""
+Measured for MiniLM on a CPU (tests/bench/profile_step.py); for GPUs the plan estimates it. It only steers speed."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,14 @@ class Schedule:
                 yield served
 
 
-def cut(lengths: NDArray[np.int32], *, budget: int, ranks: int = 1, multiple: int = 1) -> list[list[Rows]]:
+def cut(
+    lengths: NDArray[np.int32], *, budget: int, ranks: int = 1, multiple: int = 1, cost: int = MICRO_BATCH_COST
+) -> list[list[Rows]]:
     """Cut examples into micro-batches: result[micro_step][rank] are positions in `lengths` (empty: a filler's place).
 
     A micro-step takes neighbours in length and deals them out to the ranks, so all ranks get the same number of
     micro-batches of nearly the same size. Each holds at most `budget` tokens, padding to `multiple` included (a single
-    longer example stands alone). Among all such cuts this is the cheapest: padded tokens plus MICRO_BATCH_COST each.
+    longer example stands alone). Among all such cuts this is the cheapest: padded tokens plus `cost` each.
     """
     order, padded = _longest_first(lengths, multiple)
     count = len(order)
@@ -104,7 +106,7 @@ def cut(lengths: NDArray[np.int32], *, budget: int, ranks: int = 1, multiple: in
     for first in range(count - 1, -1, -1):
         per_rank = max(1, budget // int(padded[first]))
         ends = np.arange(first + 1, min(first + per_rank * ranks, count) + 1)
-        costs = -(-(ends - first) // ranks) * padded[first] + MICRO_BATCH_COST + least[ends]
+        costs = -(-(ends - first) // ranks) * padded[first] + cost + least[ends]
         best = int(costs.argmin())
         least[first], after[first] = costs[best], ends[best]
     steps: list[list[Rows]] = []
@@ -130,11 +132,12 @@ def micro_batches(
     rank: int,
     ranks: int,
     multiple: int,
+    cost: int = MICRO_BATCH_COST,
 ) -> list[MicroBatch]:
     """This rank's micro-batches of one step: the same number, tasks in the same order, on every rank."""
     mine: list[MicroBatch] = []
     for task, rows in served:
-        for step in cut(lengths[task][rows], budget=budget, ranks=ranks, multiple=multiple):
+        for step in cut(lengths[task][rows], budget=budget, ranks=ranks, multiple=multiple, cost=cost):
             places = step[rank]
             if len(places):
                 mine.append(MicroBatch(task, rows[places]))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pal_dist.config import default_learning_rate
-from pal_dist.errors import UserError
+from pal_dist.errors import DoesNotFitError, UserError
 from pal_dist.pretrained import find_model, read_model_config
 from pal_dist.report import table
 from pal_dist.settings import describe, resolve, settings
@@ -42,6 +42,18 @@ ANSWER_OPTIONS = {
 }
 """What evaluate and predict take beside those."""
 
+PLAN_OPTIONS = {
+    "gpu": "Kind of GPU: t4, p100, v100-16, v100-32, a10g, l4, rtx3090, rtx4090, a100-40, a100-80, h100, h200, or cpu; "
+    "by default the one at hand.",
+    "gpus": "GPUs of each node (default: 1).",
+    "nodes": "Nodes (default: 1).",
+    "attention": "sdpa (fused, what pal-dist runs on GPUs) or eager (every score kept, as older programs do).",
+    "strategy": "single, ddp, zero1, zero2, zero3, zero2_offload, zero3_offload; by default single or ddp.",
+    "task_graphs": "Task graphs alive at once (default: 1); as many as tasks for methods that keep them all.",
+    "json": "true: one line of JSON.",
+}
+"""What plan takes beside the settings of train."""
+
 
 def default_cache() -> Path:
     """Where tokenised corpora go unless --cache_dir says otherwise."""
@@ -58,6 +70,30 @@ def train(**flags: str) -> None:
     from pal_dist.session import train as start
 
     start(run, origins, cache_dir=default_cache())
+
+
+def plan(**flags: str) -> None:
+    """Say whether a run fits a GPU, and what to change: pal-dist plan --gpu t4 [--gpus 1] [settings of train]."""
+    own = {name: flags.pop(name) for name in PLAN_OPTIONS if name in flags}
+    as_json = own.pop("json", "false").lower() == "true"
+    run, origins = _run(flags)
+    from pal_dist.plans import ask
+
+    found = ask(run, origins, own, cache_dir=default_cache())
+    print(found.json() if as_json else found.text())
+    sys.exit(0 if found.planned.fits else DoesNotFitError.exit_code)
+
+
+def profile(**flags: str) -> None:
+    """Measure a few steps on the worst batch of each task against the plan; exit code 4 where they differ."""
+    flags.setdefault("output_dir", "runs/profile")
+    run, origins = _run(flags)
+    from pal_dist.profiling import profile as start
+
+    found = start(run, origins, cache_dir=default_cache())
+    for path in found.files:
+        print(path)
+    sys.exit(0 if found.agrees else 4)
 
 
 def config(**flags: str) -> None:
@@ -189,6 +225,8 @@ def data(action: str = "", **flags: str) -> None:
 
 VERBS: dict[str, Verb] = {
     "train": train,
+    "plan": plan,
+    "profile": profile,
     "evaluate": evaluate,
     "predict": predict,
     "config": config,
@@ -216,7 +254,14 @@ def help_text(verb: str | None = None) -> str:
             ["pal-dist VERB [--setting value ...]", "", *lines, "", "pal-dist VERB --help shows a verb's settings."]
         )
     lines = [f"pal-dist {verb}: {VERBS[verb].__doc__}"]
-    if verb in ("train", "config"):
+    if verb == "plan":
+        lines += ["", *(f"  --{name}\n      {text}" for name, text in PLAN_OPTIONS.items())]
+        lines += [
+            "",
+            "A setting of train that is given is fixed; precision, optimizer, checkpointing and token budget are",
+            "else searched. With --data_dir the training files' token lengths are used. Exit code 3: does not fit.",
+        ]
+    if verb in ("train", "config", "plan", "profile"):
         lines += ["", "  --config FILE", "      A yaml of the settings below; the command line wins over it."]
         for setting in settings().values():
             lines.append(f"  --{setting.name} {describe(setting.kind)}   (default: {_shown(setting.default)})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from pal_dist.batching import MicroBatch, Schedule
+from pal_dist.batching import MICRO_BATCH_COST, MicroBatch, Schedule
 from pal_dist.config import UNPLANNED_TOKENS, RunConfig
 from pal_dist.engine import Engine
 from pal_dist.files import write_json
@@ -44,6 +44,7 @@ def take_plan(state: RunState, run: RunConfig, planned: Planned | None, engine: 
     if state.planned_for != place:
         state.tokens_per_micro_batch = planned.plan.tokens if planned else UNPLANNED_TOKENS
         state.checkpoint_layers = planned.plan.levers.checkpoint_layers if planned else 0
+        state.micro_batch_cost = planned.plan.micro_batch_cost if planned else MICRO_BATCH_COST
         state.planned_for = place
     if run.memory.tokens_per_micro_batch is not None:
         state.tokens_per_micro_batch = run.memory.tokens_per_micro_batch

@@ -53,10 +53,11 @@ def work_of(
 
 def _meta_model(run: RunConfig, config: MultiTaskBertConfig) -> MultiTaskBert:
     with torch.device("meta"):
-        return _build(run, config)
+        return build_for_trace(run, config)
 
 
-def _build(run: RunConfig, config: MultiTaskBertConfig, checkpoint_layers: int = 0) -> MultiTaskBert:
+def build_for_trace(run: RunConfig, config: MultiTaskBertConfig, checkpoint_layers: int = 0) -> MultiTaskBert:
+    """The run's model with weights of no meaning: on fake or meta tensors it costs nothing."""
     model = MultiTaskBert(config)
     if run.train.mode == "pretrain":
         model.freeze_encoder()
@@ -74,7 +75,7 @@ def trace_plan(plan: Plan, run: RunConfig, config: MultiTaskBertConfig) -> Trace
     )
     options = replace(run.optimizer, optimizer=plan.levers.optimizer)  # type: ignore[arg-type]
     return trace(
-        partial(_build, run, config, plan.levers.checkpoint_layers),
+        partial(build_for_trace, run, config, plan.levers.checkpoint_layers),
         batch,
         loss=lambda logits, batch: task.objective.loss(logits.float(), batch.labels_B),
         optimizer=lambda model: build_optimizer(model, options, 1e-5),

@@ -55,6 +55,8 @@ class Report:
 
     def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None: ...
 
+    def picture(self, name: str, image: NDArray[np.uint8]) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -112,6 +114,9 @@ class RunReport(Report):
 
     def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None:
         self.writer.add_image(f"confusion/{task}", confusion_image(counts), step, dataformats="HWC")
+
+    def picture(self, name: str, image: NDArray[np.uint8]) -> None:
+        self.writer.add_image(name, image, 0, dataformats="HWC")
 
     def close(self) -> None:
         self._end_line()

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from pal_dist.batching import MicroBatch, Rows, Schedule, micro_batches
+from pal_dist.batching import MICRO_BATCH_COST, MicroBatch, Rows, Schedule, micro_batches
 from pal_dist.checkpoint import save_checkpoint
-from pal_dist.config import RunConfig
+from pal_dist.config import UNPLANNED_TOKENS, RunConfig
 from pal_dist.data import Batch, Corpus
 from pal_dist.engine import Engine
 from pal_dist.errors import UserError
@@ -53,6 +53,8 @@ class RunState:
     finished: bool = False
     tokens_per_micro_batch: int = 4096
     """The run's token budget: the plan's, until the guard makes it smaller."""
+    micro_batch_cost: int = MICRO_BATCH_COST
+    """Fixed cost of one more micro-batch on this device, in tokens."""
     planned_for: str = ""
     """Ranks and device that the budget is for."""
     checkpoint_layers: int = 0
@@ -137,8 +139,9 @@ class Trainer:
         engine, budget = self.engine, self.state.tokens_per_micro_batch
         lengths = self.schedule.lengths
         return micro_batches(
-            served, lengths, budget=budget, rank=engine.rank, ranks=engine.ranks, multiple=engine.multiple
-        )
+            served, lengths, budget=budget, rank=engine.rank, ranks=engine.ranks, multiple=engine.multiple,
+            cost=self.state.micro_batch_cost,
+        )  # fmt: skip
 
     def count(self, micro: MicroBatch, tokens: int, useful: int, loss_sum: torch.Tensor) -> None:
         """Keep sums for the next log entry; the losses stay on the device, so nothing waits for it here."""
@@ -191,10 +194,10 @@ class Trainer:
         state, begun = self.state, time.perf_counter()
         state.seconds += begun - self.started
         metrics: dict[str, dict[str, float]] = {}
+        budget = max(UNPLANNED_TOKENS, state.tokens_per_micro_batch)  # without gradients more goes in
         for task in self.tasks:
             if task.name in self.dev:
-                found = predict(self.engine, task, self.dev[task.name], budget=self.state.tokens_per_micro_batch,
-                                padding_id=self.padding_id)  # fmt: skip
+                found = predict(self.engine, task, self.dev[task.name], budget=budget, padding_id=self.padding_id)
                 values = found.metrics()
                 metrics[task.name] = {task.metric: values[task.metric], **values}
                 confusion = found.confusion()

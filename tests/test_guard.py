@@ -1,4 +1,4 @@
-"""Law 4, invisible retry: out of memory anywhere in forward or backward, on any ranks, and the step still happens once."""
+"""Law 4, invisible retry: out of memory in forward or backward, on any ranks, and the step still happens once."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_checkpointing_comes_after_the_smallest_cut_and_then_the_end(tiny_run, c
     told: list[str] = []
     trainer.guard.on_change = told.append
     trainer.engine.model.get_submodule("bert.encoder.layer.0").register_forward_pre_hook(full)
-    with pytest.raises(DoesNotFitError, match="single examples of [0-9]+ tokens and every layer checkpointed"):
+    with pytest.raises(DoesNotFitError, match=r"single examples of [0-9]+ tokens and every layer checkpointed"):
         trainer.fit()
     assert "micro-batches of at most 48 tokens (were 96)" in told[0]
     assert "checkpointing" in told[-1]
@@ -171,7 +171,7 @@ def test_checkpointing_comes_after_the_smallest_cut_and_then_the_end(tiny_run, c
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.3])
 def test_a_full_card_is_survived(share: float, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     """No fault is injected: the tracker refuses allocations above a limit, wherever they happen to come."""
-    results = []
+    results, highest = [], 0
     for limit in (None, share):
         run = tiny_run(output_dir=tmp_path / str(limit), tokens_per_micro_batch=800, max_steps=3, batch_size=16)
         trainer = assemble(run, {}, cache_dir=cache_dir)
@@ -182,7 +182,7 @@ def test_a_full_card_is_survived(share: float, tiny_run, cache_dir: Path, tmp_pa
             if limit:
                 tracker.limit = static + int(limit * (highest - static))
             trainer.fit()
-        highest = tracker.peak if limit is None else highest  # noqa: F821 (set by the first of the two runs)
+        highest = highest or tracker.peak
         results.append(({name: value.detach().numpy() for name, value in model.named_parameters()}, trainer.state))
         trainer.report.close()
         trainer.engine.close()

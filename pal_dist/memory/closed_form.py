@@ -8,8 +8,9 @@ Shapes: B examples, L tokens, N = B * L, D hidden, F intermediate, A heads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -159,60 +160,103 @@ def step_bytes(
         accumulates: the step has several micro-batches, so all gradients are alive while the largest is computed.
         reduction: bytes of the buffer that sums gradients over ranks; 0: one rank.
     """
-    low, size = 2 if levers.autocast else 4, batch * length
-    U, F = 4 * size * shape.hidden, size * shape.intermediate  # one float32 hidden state; elements of one intermediate
-    masks = size * shape.hidden if shape.dropout else 0
-    scores = batch * shape.heads * length * length * 4 if levers.attention == "eager" else 0
-    weight_gradient = (6 if levers.autocast else 4) * shape.hidden * shape.intermediate
-    parameters = 4 * shape.parameters
-    state, gradients = optimizer_bytes(shape, levers.optimizer), 4 * shape.trained_parameters
-    embeddings = U + masks + 8 * size + (0 if levers.autocast else U)
-    last = shape.layers - 1
-    kept: list[int] = []
-    held: list[int] = []  # what a layer leaves behind in forward: all it keeps, or its input where it is checkpointed
-    for layer in range(shape.layers):
-        queries = 1 if shape.first_only and layer == last else length
-        adapter = layer in shape.adapter_layers
-        kept.append(kept_by_layer(shape, levers, batch, length, adapter=adapter, queries=queries))
-        held.append(U if is_checkpointed(layer, levers.checkpoint_layers) else kept[-1])
-    copies = 2 * (shape.layers * shape.layer_matrices + shape.adapter_matrices) if levers.autocast else 0
-    one_copy = 2 * shape.layer_matrices if levers.autocast else 0
-
-    # (activations, weight copies, temporaries, gradients) at the moments that can be the peak.
-    moments: list[tuple[int, int, int, int]] = []
-    resident = gradients if accumulates else 0
-    full = last - 1 if shape.first_only and last else last
-    running = U + max(2 * low * F, 3 * scores)
-    # Gradients of the scores: how many of them are alive beyond what backward has let go of by then.
-    score_gradients = int(scores * (1.5 if levers.autocast else 1 if shape.dropout else 2))
-    forward_end = U if shape.first_only else (4 if shape.adapter_layers else 3) * U
-    moments.append((embeddings + sum(held), copies, forward_end, resident))
-    if is_checkpointed(full, levers.checkpoint_layers):
-        moments.append((embeddings + sum(held[: full + 1]), copies, running + 2 * U, resident))
-    layer_gradients = (gradients - 4 * shape.vocabulary * shape.hidden) // max(1, shape.layers)
-    for layer in range(last, -1, -1):
-        again = is_checkpointed(layer, levers.checkpoint_layers)
-        activations = embeddings + sum(held[: layer + 1])
-        if again:  # recomputation stops before the layer's output; under autocast float32 results are still alive
-            activations += kept[layer] + (3 * U // 2 if levers.autocast else -U)
-        grown = resident or (last - layer) * layer_gradients
-        copied = one_copy * sum(
-            1 for j in range(layer + 1) if j == layer or not is_checkpointed(j, levers.checkpoint_layers)
-        )
-        if shape.first_only and layer == last:
-            moments.append((activations, copied, 3 * U, grown))
-            continue
-        feed_forward = 2 * U + low * F + weight_gradient - (0 if levers.autocast else U) - U - masks
-        attention = score_gradients - 2 * low * F  # the feed-forward half has been let go of by then
-        moments.append((activations, copied, max(feed_forward, attention), grown))
-        if layer < last - 1 and accumulates and not levers.checkpoint_layers:
-            break  # from here on it only falls
-    word_gradient = 4 * shape.vocabulary * shape.hidden if accumulates else 0
-    moments.append((embeddings, 0, 2 * U + word_gradient, gradients))
-    moments.append((0, 0, reduction, gradients))
-    activations, copied, temporaries, alive = max(moments, key=sum)
+    step = _Step(shape, levers, batch, length, accumulates)
+    moments = [*step.forward(), *step.backward()]
+    words = 4 * shape.vocabulary * shape.hidden if accumulates else 0  # the word embedding's new gradient
+    moments.append(_Moment(step.embeddings, 0, 2 * step.unit + words, step.all_gradients))
+    moments.append(_Moment(0, 0, reduction, step.all_gradients))
+    worst = max(moments, key=sum)
     categories = {
-        PARAMETERS: parameters, GRADIENTS: alive, OPTIMIZER: state, ACTIVATIONS: activations, WEIGHT_COPIES: copied,
-        TEMPORARIES: temporaries,
-    }  # fmt: skip
+        PARAMETERS: 4 * shape.parameters,
+        GRADIENTS: worst.gradients,
+        OPTIMIZER: optimizer_bytes(shape, levers.optimizer),
+        ACTIVATIONS: worst.activations,
+        WEIGHT_COPIES: worst.copies,
+        TEMPORARIES: worst.temporaries,
+    }
     return Estimate(sum(categories.values()), categories)
+
+
+class _Moment(NamedTuple):
+    """What is alive, beside parameters and optimizer state, at a moment that can be the peak."""
+
+    activations: int
+    copies: int
+    temporaries: int
+    gradients: int
+
+
+class _Step:
+    """One micro-batch going through the model."""
+
+    def __init__(self, shape: Shape, levers: Levers, batch: int, length: int, accumulates: bool):
+        self.shape, self.levers, self.accumulates = shape, levers, accumulates
+        size, self.last = batch * length, shape.layers - 1
+        self.unit = 4 * size * shape.hidden  # one hidden state in float32
+        self.masks = size * shape.hidden if shape.dropout else 0
+        self.intermediate = (2 if levers.autocast else 4) * size * shape.intermediate
+        self.embeddings = self.unit + self.masks + 8 * size + (0 if levers.autocast else self.unit)
+        self.all_gradients = 4 * shape.trained_parameters
+        square = 4 * batch * length * length if levers.attention == "eager" else 0
+        self.scores, self.adapter_scores = shape.heads * square, shape.adapter_heads * square
+        self.kept: list[int] = []
+        self.held: list[int] = []  # what a layer leaves behind in forward: all that it keeps, or its input alone
+        for layer in range(shape.layers):
+            queries = 1 if self.first_only(layer) else length
+            adapter = layer in shape.adapter_layers
+            self.kept.append(kept_by_layer(shape, levers, batch, length, adapter=adapter, queries=queries))
+            self.held.append(self.unit if self.again(layer) else self.kept[-1])
+        self.kept_by_adapter = _kept_by_pal(shape, levers, batch, length, length, 1 if shape.dropout else 0)
+
+    def first_only(self, layer: int) -> bool:
+        return self.shape.first_only and layer == self.last
+
+    def again(self, layer: int) -> bool:
+        return is_checkpointed(layer, self.levers.checkpoint_layers)
+
+    def score_gradients(self, scores: int) -> int:
+        """How much of the scores' gradients is alive beyond what backward has let go of by then."""
+        return int(scores * (1.5 if self.levers.autocast else 1 if self.shape.dropout else 2))
+
+    def forward(self) -> Iterator[_Moment]:
+        shape, unit = self.shape, self.unit
+        resident = self.all_gradients if self.accumulates else 0
+        copies = 2 * (shape.layers * shape.layer_matrices + shape.adapter_matrices) if self.levers.autocast else 0
+        at_the_end = unit if shape.first_only else (4 if shape.adapter_layers else 3) * unit
+        yield _Moment(self.embeddings + sum(self.held), copies, at_the_end, resident)
+        full = self.last - 1 if shape.first_only and self.last else self.last
+        if self.again(full):  # it keeps nothing, but what it computes is alive for a while
+            running = 3 * unit + max(2 * self.intermediate, 3 * self.scores, 3 * self.adapter_scores)
+            yield _Moment(self.embeddings + sum(self.held[: full + 1]), copies, running, resident)
+
+    def backward(self) -> Iterator[_Moment]:
+        shape, levers, unit = self.shape, self.levers, self.unit
+        a_layer = (self.all_gradients - 4 * shape.vocabulary * shape.hidden) // max(1, shape.layers)
+        for layer in range(self.last, -1, -1):
+            grown = self.all_gradients if self.accumulates else (self.last - layer) * a_layer
+            below = self.embeddings + sum(self.held[:layer]) + (unit if self.again(layer) else 0)
+            copied = sum(1 for lower in range(layer + 1) if lower == layer or not self.again(lower))
+            copies = 2 * shape.layer_matrices * copied if levers.autocast else 0
+            activations = below + self.kept[layer]
+            if self.again(layer) and not levers.autocast:
+                activations -= unit  # recomputation stops before the layer's output, which nothing needs
+            if self.first_only(layer):
+                yield _Moment(activations, copies, (2 if levers.autocast else 3) * unit, grown)
+                continue
+            if self.again(layer) and levers.autocast:
+                activations += 3 * unit // 2  # float32 results that are still alive
+            yield _Moment(activations, copies, max(self._feed_forward(), self._attention()), grown)
+            if layer in shape.adapter_layers:
+                own = self.score_gradients(self.adapter_scores) + 2 * unit
+                yield _Moment(below + self.kept_by_adapter, copies, own, grown)
+
+    def _feed_forward(self) -> int:
+        """Alive beyond what the layer keeps while its feed-forward half goes backward."""
+        weight = (6 if self.levers.autocast else 4) * self.shape.hidden * self.shape.intermediate
+        gradients = 3 * self.unit // 2 if self.levers.autocast else 2 * self.unit
+        gone = self.unit + self.masks + (0 if self.levers.autocast else self.unit)
+        return gradients + self.intermediate + weight - gone
+
+    def _attention(self) -> int:
+        """The same for the scores; the feed-forward half has been let go of by then."""
+        return self.score_gradients(self.scores) - 2 * self.intermediate

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
+from pal_dist.batching import MICRO_BATCH_COST
 from pal_dist.memory.closed_form import Estimate, Levers, Shape, step_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.sharding import with_strategy
-from pal_dist.memory.speed import step_seconds
+from pal_dist.memory.speed import micro_batch_cost, step_seconds
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS
 
 MARGIN = 0.05
@@ -116,6 +117,12 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.needed <= self.machine.device.usable
+
+    @property
+    def micro_batch_cost(self) -> int:
+        """Fixed cost of one more micro-batch, in tokens: measured on a CPU, estimated for GPUs."""
+        device = self.machine.device
+        return MICRO_BATCH_COST if device.is_cpu else micro_batch_cost(self.work.shape, self.levers, device)
 
     @cached_property
     def seconds(self) -> float:

@@ -33,6 +33,21 @@ def matrix_flops(shape: Shape, tokens: int, length: float, levers: Levers) -> fl
     return 2.0 * tokens * (weights + scores) * (3 + again)
 
 
+def micro_batch_cost(shape: Shape, levers: Levers, device: Device) -> int:
+    """Estimated fixed cost of one more micro-batch, in tokens that could have been computed meanwhile."""
+    launches = shape.layers * KERNELS_PER_LAYER * LAUNCH_SECONDS
+    return int(launches * _rate(levers, device) / matrix_flops(shape, 1, 64, levers))
+
+
+def _rate(levers: Levers, device: Device) -> float:
+    """Floating-point operations a second in matrix products."""
+    if device.is_cpu:
+        return device.teraflops_fp32 * 1e12
+    if levers.autocast:
+        return device.teraflops_low * 1e12 * EFFICIENCY_LOW
+    return device.teraflops_fp32 * 1e12 * EFFICIENCY_FP32
+
+
 def step_seconds(
     shape: Shape, levers: Levers, device: Device, *, strategy: str, ranks: int, tokens: float, length: float,
     micro_batches: float,
@@ -42,17 +57,11 @@ def step_seconds(
     Args:
         tokens: of one rank in the step. length: mean length of a sequence. micro_batches: of one rank in the step.
     """
-    if device.is_cpu:
-        rate = device.teraflops_fp32 * 1e12
-    elif levers.autocast:
-        rate = device.teraflops_low * 1e12 * EFFICIENCY_LOW
-    else:
-        rate = device.teraflops_fp32 * 1e12 * EFFICIENCY_FP32
     batch = max(1, round(tokens / length))
     kept = kept_by_layer(shape, levers, batch, round(length), adapter=bool(shape.adapter_layers), queries=round(length))
     memory = device.bandwidth * 1e9
     parts = sharded(shape, levers, strategy, ranks)
-    seconds = matrix_flops(shape, int(tokens), length, levers) / rate
+    seconds = matrix_flops(shape, int(tokens), length, levers) / _rate(levers, device)
     seconds += ACTIVATION_TRAFFIC * kept * shape.layers / memory
     seconds += micro_batches * shape.layers * KERNELS_PER_LAYER * LAUNCH_SECONDS * (0 if device.is_cpu else 1)
     optimizer_traffic = 28 if levers.optimizer == "adamw" else 18

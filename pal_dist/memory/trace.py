@@ -71,6 +71,7 @@ def trace(
     keeps_gradients: bool = False,
     softmax_keeps_input: bool = False,
     reduction: int = 0,
+    limit: int | None = None,
 ) -> Trace:
     """Trace one optimizer step of any model, after the optimizer's state has come into being.
 
@@ -89,6 +90,7 @@ def trace(
         keeps_gradients: zeroed gradients stay allocated between steps (`zero_grad(set_to_none=False)`).
         softmax_keeps_input: as PyTorch did before 1.11.
         reduction: bytes of the flat buffer that sums gradients over ranks; 0: one rank.
+        limit: bytes above which an allocation raises torch.OutOfMemoryError, as a card of that size would.
 
     Returns: the trace. Raises ValueError for an unknown precision or a precision that the device lacks.
     """
@@ -138,6 +140,7 @@ def trace(
         _warm_up(module, run, steps[0], update, tracker)
         update.zero_grad(set_to_none=not keeps_gradients)
         start, resident = len(tracker.events), tracker.bytes
+        tracker.limit = limit
         phases.clear()
         for batch in steps:
             run(batch)
@@ -148,7 +151,7 @@ def trace(
             nn.utils.clip_grad_norm_(module.parameters(), max_norm)
         update.step()
         update.zero_grad(set_to_none=not keeps_gradients)
-        return _summary(tracker, start, resident, phases)
+        return summarise(tracker, start, resident, phases)
 
 
 def _warm_up(
@@ -168,7 +171,8 @@ def _warm_up(
             tracker.forget(value for value in kept if value.numel() >= PAGED_FROM)
 
 
-def _summary(tracker: Tracker, start: int, resident: int, phases: list[tuple[int, str]]) -> Trace:
+def summarise(tracker: Tracker, start: int, resident: int, phases: list[tuple[int, str]]) -> Trace:
+    """The step between event `start` and now; `phases` are (first event, name), `resident` what was alive before."""
     tracker.categorise()
     events = list(tracker.since(start))
     peak, at = peak_of(events)

@@ -1,0 +1,96 @@
+"""Random models, levers and batches, for tests that hold one way of counting memory to another."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+from pal_dist.config import OptimizerConfig
+from pal_dist.data import Batch
+from pal_dist.memory.closed_form import Levers, Shape, shape_of
+from pal_dist.memory.devices import Device, find_device
+from pal_dist.memory.trace import Trace, trace
+from pal_dist.model import MultiTaskBert, MultiTaskBertConfig
+from pal_dist.optim import build_optimizer
+from pal_dist.tasks import TASKS, task_to_dict
+
+NAMES = ("sst", "para", "sts")
+
+
+def config_of(hidden: int, layers: int, heads: int, adapter: str = "pal", width: int = 60, adapter_heads: int = 12,
+              **options: object) -> MultiTaskBertConfig:  # fmt: skip
+    return MultiTaskBertConfig(
+        tasks=[task_to_dict(TASKS[name]) for name in NAMES], adapter=adapter, adapter_hidden=width,
+        adapter_heads=adapter_heads, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=4 * hidden, **options,
+    )  # fmt: skip
+
+
+def batch_of(rows: int, length: int, task: str = "para", *, masked: bool = True) -> Batch:
+    mask = torch.ones(rows, length, dtype=torch.bool)
+    if masked:
+        mask[:, -1] = False
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    return Batch(task, ids, ids.clone(), mask if masked else None, torch.zeros(rows), rows * length)
+
+
+def loss_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return TASKS[batch.task].objective.loss(logits.float(), batch.labels_B)
+
+
+def build(config: MultiTaskBertConfig, checkpoint_layers: int = 0) -> MultiTaskBert:
+    model = MultiTaskBert(config)
+    model.checkpoint_layers = checkpoint_layers
+    return model
+
+
+def optimizer_of(model: torch.nn.Module, name: str) -> torch.optim.Optimizer:
+    return build_optimizer(model, OptimizerConfig(optimizer=name), 1e-4)  # type: ignore[arg-type]
+
+
+def shape(config: MultiTaskBertConfig) -> Shape:
+    with torch.device("meta"):
+        return shape_of(MultiTaskBert(config), config)
+
+
+def traced(config: MultiTaskBertConfig, levers: Levers, batches: list[Batch], device: Device | None,
+           limit: int | None = None) -> Trace:  # fmt: skip
+    return trace(
+        lambda: build(config, levers.checkpoint_layers), batches, loss=loss_of, device=device,
+        precision=levers.precision, attention=levers.attention, limit=limit,
+        optimizer=lambda model: optimizer_of(model, levers.optimizer),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RandomRun:
+    config: MultiTaskBertConfig
+    levers: Levers
+    device: Device
+    rows: int
+    length: int
+    micro_batches: int
+
+
+def random_run(seed: int, *, layers: tuple[int, ...] = (2, 3, 4, 6)) -> RandomRun:
+    chance = random.Random(seed)
+    hidden = chance.choice([128, 256, 384, 512, 768])
+    adapter_heads = chance.choice([4, 6, 12])
+    dropout = chance.choice([0.1, 0.1, 0.0])
+    config = config_of(
+        hidden, chance.choice(layers), hidden // chance.choice([32, 64]), chance.choice(["pal", "pal", "none"]),
+        adapter_heads * chance.choice([8, 11, 16, 17]), adapter_heads,
+        pooling=chance.choice(["pooler", "first", "mean"]), hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )  # fmt: skip
+    precision = chance.choice(["fp32", "fp16", "bf16"])
+    levers = Levers(
+        precision, chance.choice(["sdpa", "sdpa", "eager"]), chance.choice([0, 0, 1, 2, 3]),
+        chance.choice(["adamw", "adamw", "adamw_8bit", "paged_adamw_8bit"]),
+    )  # fmt: skip
+    device = find_device("a100-40" if precision == "bf16" else chance.choice(["t4", "a100-40"]))
+    length = chance.choice([16, 40, 64, 128, 200, 256, 512])
+    rows = max(1, chance.choice([256, 1024, 4096, 8192, 16384]) // length)
+    return RandomRun(config, levers, device, rows, length, chance.choice([1, 2]))

@@ -1,0 +1,47 @@
+"""Law 7: the closed form is held to the trace, the trace to the machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import pytest
+from random_runs import batch_of, random_run, shape, traced
+
+from pal_dist.memory.closed_form import Levers, optimizer_bytes, step_bytes
+from pal_dist.memory.plan import MARGIN
+
+RUNS = 100
+
+
+@pytest.mark.long
+def test_within_five_per_cent_of_the_trace() -> None:
+    """On random models, levers and batches; and never below the trace by more than the plan's margin."""
+    errors = []
+    for seed in range(RUNS):
+        run = random_run(seed)
+        batches = [batch_of(run.rows, run.length)] * run.micro_batches
+        found = traced(run.config, run.levers, batches, run.device)
+        form = step_bytes(shape(run.config), run.levers, run.rows, run.length, accumulates=run.micro_batches > 1)
+        errors.append(form.peak / found.peak - 1)
+        assert errors[-1] > -MARGIN, (seed, run, form, found)
+        assert abs(errors[-1]) < 0.05, (seed, run, form, found)
+    assert statistics.mean(map(abs, errors)) < 0.02
+
+
+def test_it_takes_microseconds() -> None:
+    run = random_run(3)
+    known = shape(run.config)
+    begun = time.perf_counter()
+    for _ in range(100):
+        step_bytes(known, run.levers, 32, 128)
+    assert (time.perf_counter() - begun) / 100 < 2e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])
+def test_optimizer_state_is_exact(optimizer: str) -> None:
+    run = random_run(1)
+    found = traced(run.config, Levers(optimizer=optimizer), [batch_of(2, 16)], run.device)
+    assert optimizer_bytes(shape(run.config), optimizer) == pytest.approx(
+        found.categories["optimizer state"], rel=0.005
+    )
