@@ -6,53 +6,18 @@ import difflib
 import json
 import os
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pal_dist.config import default_learning_rate
 from pal_dist.errors import DoesNotFitError, UserError
+from pal_dist.pages import ANSWER_OPTIONS, ANSWER_SETTINGS, PLAN_OPTIONS, page, shown
 from pal_dist.pretrained import find_model, read_model_config
 from pal_dist.report import table
-from pal_dist.settings import describe, resolve, settings
+from pal_dist.settings import resolve, settings
 
 Verb = Callable[..., None]
-
-ANSWER_SETTINGS = (
-    "data_dir",
-    "cache_dir",
-    "max_length",
-    "max_characters",
-    "bad_rows",
-    "precision",
-    "tokens_per_micro_batch",
-)
-"""Settings of a run that may be given anew when its model is asked."""
-
-ANSWER_OPTIONS = {
-    "run": "Folder of a run, also as the first word; without any, the newest under ./runs.",
-    "model": "Folder of a saved model, instead of a run.",
-    "tasks": "Tasks of the model, separated by commas; without it, all that have the file.",
-    "split": "train, dev or test, or another split of the task; evaluate takes dev, predict test by default.",
-    "predictions_dir": "predict: where the files go; by default RUN/predictions.",
-    "task": "predict: the one task to ask.",
-    "text": "predict: a text to predict from, instead of a split.",
-    "text_b": "predict: the second text, where the task reads pairs.",
-}
-"""What evaluate and predict take beside those."""
-
-PLAN_OPTIONS = {
-    "gpu": "Kind of GPU: t4, p100, v100-16, v100-32, a10g, l4, rtx3090, rtx4090, a100-40, a100-80, h100, h200, or cpu; "
-    "by default the one at hand.",
-    "gpus": "GPUs of each node (default: 1).",
-    "nodes": "Nodes (default: 1).",
-    "attention": "sdpa (fused, what pal-dist runs on GPUs) or eager (every score kept, as older programs do).",
-    "strategy": "single, ddp, zero1, zero2, zero3, zero2_offload, zero3_offload; by default single or ddp.",
-    "task_graphs": "Task graphs alive at once (default: 1); as many as tasks for methods that keep them all.",
-    "json": "true: one line of JSON.",
-}
-"""What plan takes beside the settings of train."""
 
 
 def default_cache() -> Path:
@@ -104,7 +69,7 @@ def config(**flags: str) -> None:
     if values["learning_rate"] is None and (width := _encoder_width(run.model.model)):
         values["learning_rate"] = default_learning_rate(run.train.mode, width)
         origins["learning_rate"] = f"default ({run.train.mode}, width {width})"
-    rows = [[settings()[name].section, name, _shown(value), origins[name]] for name, value in values.items()]
+    rows = [[settings()[name].section, name, shown(value), origins[name]] for name, value in values.items()]
     print(table(["section", "setting", "value", "origin"], rows))
 
 
@@ -116,12 +81,6 @@ def _encoder_width(model: str) -> int | None:
         return int(read_model_config(find_model(model))["hidden_size"])
     except (UserError, KeyError):
         return None
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value)
 
 
 def tasks(**flags: str) -> None:
@@ -244,32 +203,8 @@ def _only(flags: dict[str, str], known: set[str]) -> None:
             raise UserError(f"unknown setting --{name}: {hint}")
 
 
-def help_text(verb: str | None = None) -> str:
-    """The overview, or one verb's page with every setting it takes."""
-    if verb is None:
-        rows = [[name, (function.__doc__ or "").split("\n")[0]] for name, function in VERBS.items()]
-        width = max(map(len, VERBS))
-        lines = [f"  {name.ljust(width)}  {text}" for name, text in rows]
-        return "\n".join(
-            ["pal-dist VERB [--setting value ...]", "", *lines, "", "pal-dist VERB --help shows a verb's settings."]
-        )
-    lines = [f"pal-dist {verb}: {VERBS[verb].__doc__}"]
-    if verb == "plan":
-        lines += ["", *(f"  --{name}\n      {text}" for name, text in PLAN_OPTIONS.items())]
-        lines += [
-            "",
-            "A setting of train that is given is fixed; precision, optimizer, checkpointing and token budget are",
-            "else searched. With --data_dir the training files' token lengths are used. Exit code 3: does not fit.",
-        ]
-    if verb in ("train", "config", "plan", "profile"):
-        lines += ["", "  --config FILE", "      A yaml of the settings below; the command line wins over it."]
-        for setting in settings().values():
-            lines.append(f"  --{setting.name} {describe(setting.kind)}   (default: {_shown(setting.default)})")
-            lines += textwrap.wrap(setting.help, 100, initial_indent="      ", subsequent_indent="      ")
-    if verb in ("evaluate", "predict"):
-        lines += ["", *(f"  --{name}\n      {text}" for name, text in ANSWER_OPTIONS.items())]
-        lines.append(f"  --{', --'.join(ANSWER_SETTINGS)}\n      As for train; by default those of the run.")
-    return "\n".join(lines)
+def _about() -> dict[str, str]:
+    return {name: function.__doc__ or "" for name, function in VERBS.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -277,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     4 measured memory differs from the plan, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("--help", "-h", "help"):
-        print(help_text())
+        print(page(None, _about()))
         return
     try:
         _dispatch(given)
@@ -305,7 +240,7 @@ def _dispatch(given: list[str]) -> None:
             f"unknown verb `{verb}`" + (f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(VERBS)}")
         )
     if "--help" in given or "-h" in given:
-        print(help_text(verb))
+        print(page(verb, _about()))
         return
     import fire
     from fire.decorators import SetParseFn

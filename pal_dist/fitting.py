@@ -10,7 +10,7 @@ from pal_dist.config import UNPLANNED_TOKENS, RunConfig
 from pal_dist.engine import Engine
 from pal_dist.files import write_json
 from pal_dist.memory.closed_form import optimizer_bytes
-from pal_dist.memory.devices import GIBIBYTE
+from pal_dist.memory.devices import amount
 from pal_dist.memory.plan import widest
 from pal_dist.memory.probe import Evidence, probe
 from pal_dist.model import MultiTaskBert
@@ -93,8 +93,8 @@ def _lines(trainer: Trainer, planned: Planned, evidence: Evidence | None) -> lis
         state.checkpoint_layers, f"every {state.checkpoint_layers}th layer checkpointed"
     )
     lines = [
-        f"memory: planned {plan.estimate.peak / GIBIBYTE:.2f} GiB ({plan.needed / GIBIBYTE:.2f} with margin) of "
-        f"{device.usable / GIBIBYTE:.2f} usable on {device.name}; micro-batches of at most "
+        f"memory: planned {amount(plan.estimate.peak)} ({amount(plan.needed)} with margin) of "
+        f"{amount(device.usable)} usable on {device.name}; micro-batches of at most "
         f"{state.tokens_per_micro_batch:,} tokens, {checkpointing}"
     ]
     if evidence:
@@ -103,6 +103,6 @@ def _lines(trainer: Trainer, planned: Planned, evidence: Evidence | None) -> lis
         )
         lines.append(
             f"memory: proved with the worst batch of each task ({rows} x {length} tokens at most): "
-            f"{evidence.allocated / GIBIBYTE:.2f} GiB allocated, {evidence.reserved / GIBIBYTE:.2f} reserved"
+            f"{amount(evidence.allocated)} allocated, {amount(evidence.reserved)} reserved"
         )
     return lines

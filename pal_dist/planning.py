@@ -15,7 +15,7 @@ from pal_dist.config import UNPLANNED_TOKENS, RunConfig
 from pal_dist.data import Batch
 from pal_dist.errors import DoesNotFitError
 from pal_dist.memory.closed_form import shape_of
-from pal_dist.memory.devices import GIBIBYTE, Device
+from pal_dist.memory.devices import Device, amount
 from pal_dist.memory.plan import Choices, Machine, Plan, Work, candidates, fastest, widest
 from pal_dist.memory.trace import Trace, trace
 from pal_dist.model import MultiTaskBert, MultiTaskBertConfig
@@ -159,8 +159,8 @@ def plan_run(
         free = search(work, machine, free_choices(machine), run, config, certify=False)
         cure = f"It would with {in_flags(free.plan)}" if free else "Nothing makes it fit but a smaller model or length"
         raise DoesNotFitError(
-            f"this run does not fit: it needs {least.needed / GIBIBYTE:.2f} GiB even with {in_flags(least)}; "
-            f"{device.name} has {device.usable / GIBIBYTE:.2f}. {cure}. (--memory off tries it all the same)"
+            f"this run does not fit: it needs {amount(least.needed)} even with {in_flags(least)}; "
+            f"{device.name} has {amount(device.usable)}. {cure}. (--memory off tries it all the same)"
         )
     return found
 

@@ -42,6 +42,6 @@ def test_it_takes_microseconds() -> None:
 def test_optimizer_state_is_exact(optimizer: str) -> None:
     run = random_run(1)
     found = traced(run.config, Levers(optimizer=optimizer), [batch_of(2, 16)], run.device)
-    assert optimizer_bytes(shape(run.config), optimizer) == pytest.approx(
-        found.categories["optimizer state"], rel=0.005
-    )
+    known = shape(run.config)
+    rounding = 2 * 512 * len(known.trained)  # a GPU's blocks are multiples of 512 bytes
+    assert optimizer_bytes(known, optimizer) == pytest.approx(found.categories["optimizer state"], abs=rounding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from ranks import run_ranks
 from test_same_gradient import Parameters, assert_same
 
-from pal_dist.config import RunConfig
+from pal_dist.config import UNPLANNED_TOKENS, RunConfig
 from pal_dist.engine import Engine
 from pal_dist.errors import DoesNotFitError
+from pal_dist.evaluate import predict
+from pal_dist.memory.devices import cpu_device
 from pal_dist.memory.guard import is_out_of_memory
 from pal_dist.memory.tracker import Tracker
 from pal_dist.session import assemble
@@ -189,6 +192,68 @@ def test_a_full_card_is_survived(share: float, tiny_run, cache_dir: Path, tmp_pa
     (plain, _), (capped, state) = results
     assert state.tokens_per_micro_batch < 800
     assert_same(capped, plain)
+
+
+def test_dropout_is_the_same_when_layers_are_computed_again(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    seen = []
+    for layers in (0, 1, 2):
+        run = tiny_run(dropout=0.3, checkpoint_layers=layers, output_dir=tmp_path / str(layers))
+        seen.append(run_ranks(train, run, cache_dir, ranks=1)[0][0])
+    assert_same(seen[1], seen[0])
+    assert_same(seen[2], seen[0])
+
+
+def evaluate_on_a_small_card(run: RunConfig, cache_dir: Path) -> Any:
+    """The second rank cannot hold more than 100 tokens at once."""
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    engine = trainer.engine
+
+    def small(_: Any, arguments: tuple[Any, ...]) -> None:
+        if engine.rank == 1 and arguments[0].input_ids_BL.numel() > 100:
+            full()
+
+    found = []
+    for hook in (False, True):
+        if hook:
+            engine.model.register_forward_pre_hook(small)
+        found.append(predict(engine, trainer.tasks[0], trainer.train[0], budget=800).logits)
+    trainer.report.close()
+    return found
+
+
+def test_evaluation_halves_its_batches(tiny_run, cache_dir: Path) -> None:
+    for plain, halved in run_ranks(evaluate_on_a_small_card, tiny_run(), cache_dir):
+        np.testing.assert_allclose(halved, plain, atol=1e-5)
+
+
+def plan_with_unequal_ranks(run: RunConfig, cache_dir: Path) -> Any:
+    """The second rank has a fifth of the first one's memory."""
+    Engine.device_at_hand = lambda engine: cpu_device(3_000_000 if engine.rank else 15_000_000)  # type: ignore[method-assign]
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer.report.close()
+    return trainer.state.tokens_per_micro_batch, trainer.state.checkpoint_layers
+
+
+def test_every_rank_runs_the_plan_of_the_smallest(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    run = tiny_run(batch_size=64)
+    first, second = run_ranks(plan_with_unequal_ranks, run, cache_dir)
+    assert first == second
+    record = json.loads((tmp_path / "run" / "memory.json").read_text())
+    assert record["plan"]["device"]["memory"] == 3_000_000
+    assert record["plan"]["needed_bytes_with_margin"] <= record["plan"]["device"]["usable"]
+
+
+@pytest.mark.parametrize("memory", ["off", "plan_only"])
+def test_memory_can_be_left_alone(memory: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    trainer = assemble(tiny_run(memory=memory, tokens_per_micro_batch=None), {}, cache_dir=cache_dir)
+    planned = tmp_path / "run" / "memory.json"
+    assert planned.exists() == (memory == "plan_only")
+    if memory == "off":
+        assert trainer.state.tokens_per_micro_batch == UNPLANNED_TOKENS
+    else:
+        assert json.loads(planned.read_text())["evidence"] is None
+    trainer.report.close()
+    trainer.engine.close()
 
 
 def test_what_counts_as_out_of_memory() -> None:

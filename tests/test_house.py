@@ -21,7 +21,7 @@ FLOORS = [
     {
         "tasks", "settings", "pretrained", "report", "batching", "corpus", "adapters.base", "memory.devices",
     },
-    {"reading", "optim", "encoder", "fetch", "adapters.none", "adapters.pal", "memory.emulation"},
+    {"reading", "optim", "pages", "encoder", "fetch", "adapters.none", "adapters.pal", "memory.emulation"},
     {"data", "adapters", "memory.trace"},
     {"model", "engine", "memory", "memory.closed_form"},
     {"memory.guard", "export", "convert", "memory.sharding"},

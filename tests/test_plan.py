@@ -43,9 +43,9 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
 @pytest.mark.long
 def test_planned_runs_stay_within_simulated_cards() -> None:
     """No run exceeds the card that it was planned for, and where memory is the bottleneck the card is used."""
-    outcomes = [outcome(seed) for seed in range(40)]  # raises where a run needs more than its card
+    outcomes = [outcome(seed) for seed in range(24)]  # raises where a run needs more than its card
     tight = [found.share for found in outcomes if found.bottleneck]
-    assert len(tight) > 10
+    assert len(tight) > 7
     assert statistics.mean(tight) > 0.8
 
 
@@ -58,7 +58,10 @@ class TestVerb:
         assert found["needed_bytes_with_margin"] <= found["device"]["usable"]
         assert found["precision"] == "fp16"  # a T4 only emulates bf16
         assert found["traced_peak_bytes"] * 1.05 <= found["device"]["usable"]
-        assert found["traced_peak_bytes"] > 0.85 * found["device"]["usable"]
+        all_at_once = 128 * 512
+        assert found["traced_peak_bytes"] > 0.85 * found["device"]["usable"] or (
+            found["tokens_per_micro_batch"] == all_at_once
+        )
 
     def test_what_does_not_fit(self, capsys: pytest.CaptureFixture[str]) -> None:
         fixed = ["--precision", "fp32", "--optimizer", "adamw", "--checkpoint_layers", "0"]
@@ -73,8 +76,9 @@ class TestVerb:
         assert plan(capsys, "--model", "bert-large-uncased", *named)[0] == 0
 
     def test_words(self, capsys: pytest.CaptureFixture[str]) -> None:
+        fixed = ["--precision", "fp32", "--optimizer", "adamw", "--checkpoint_layers", "0"]
         code, text = plan(capsys, "--model", "bert-base-uncased", "--attention", "eager", "--task_graphs", "3",
-                          "--precision", "fp32", "--max_length", "256", "--tokens_per_micro_batch", "8192")  # fmt: skip
+                          "--max_length", "256", "--tokens_per_micro_batch", "32768", *fixed)  # fmt: skip
         assert code == 3
         for words in ("other tasks' graphs", "fused attention (sdpa)", "one task's graph at a time", "an estimate",
                       "every example 256 tokens long (no data)", "zero2_offload"):  # fmt: skip
@@ -119,7 +123,7 @@ class TestSearch:
         assert speeds == sorted(speeds, reverse=True)
 
     def test_widest_is_the_widest(self) -> None:
-        card = replace(find_device("t4"), memory=GIBIBYTE, taken=0)
+        card = replace(find_device("t4"), memory=find_device("t4").context + GIBIBYTE // 8)
         found = widest(Plan(self.work(), Machine(card), Levers(), "single", 128))
         assert found.fits
         assert found.tokens < found.work.most_tokens
@@ -181,7 +185,7 @@ def test_a_run_that_cannot_fit_is_refused_before_step_one(
 
     monkeypatch.setattr(Engine, "device_at_hand", lambda _: cpu_device(300_000))
     run = tiny_run()
-    with pytest.raises(DoesNotFitError, match=r"does not fit: it needs .* --memory off tries it all the same"):
+    with pytest.raises(DoesNotFitError, match=r"does not fit: it needs .* MiB .*--memory off tries it all the same"):
         assemble(run, {}, cache_dir=cache_dir)
     assert not Path(str(run.train.output_dir)).exists()
     trainer = assemble(tiny_run(memory="off"), {}, cache_dir=cache_dir)

@@ -12,6 +12,12 @@ from pal_dist.errors import UserError
 GIBIBYTE = 1 << 30
 MEBIBYTE = 1 << 20
 
+
+def amount(size: float) -> str:
+    """Bytes for people: `1.23 GiB`, below a tenth of that `12.3 MiB`."""
+    return f"{size / GIBIBYTE:.2f} GiB" if size >= GIBIBYTE / 10 else f"{size / MEBIBYTE:.1f} MiB"
+
+
 CONTEXT = int(0.6 * GIBIBYTE)
 """Estimate: CUDA context and loaded kernels of one process. (Recorded: 1,343 MiB on a V100 in 2021, before kernels were
 loaded lazily: Transformers 4.27, docs/source/en/perf_train_gpu_one.mdx. No citable figure was found for newer ones.)"""

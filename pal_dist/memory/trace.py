@@ -6,23 +6,34 @@ Nothing is computed and nothing large is allocated, so a step that needs 100 GB 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from pal_dist.attention import pretend_kernels
 from pal_dist.memory.allocator import reserved_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.emulation import CudaEmulation
-from pal_dist.memory.tracker import CATEGORIES, GRADIENTS, OPTIMIZER, PARAMETERS, WEIGHT_COPIES, Tracker, peak_of
+from pal_dist.memory.tracker import (
+    ACTIVATIONS,
+    CATEGORIES,
+    GRADIENTS,
+    OPTIMIZER,
+    PARAMETERS,
+    WEIGHT_COPIES,
+    Tracker,
+    peak_of,
+)
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -102,10 +113,12 @@ def trace(
         module = _as_fake(model, fake).train()
         steps = [tree_map_only(Tensor, partial(_fake_tensor, fake), batch) for batch in steps]
     if checkpointing:
-        enable: Any = module.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _enable_checkpointing(module)
     update = (optimizer or _fused_adamw)(module)  # real: bitsandbytes computes its tables of quantiles here
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # True of this CPU, not of the device whose step is traced.
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
         stack.enter_context(fake)
         tracker = Tracker(module, granularity=512 if device and not device.is_cpu else 1)
         autocast: Callable[[], Any] = nullcontext
@@ -124,11 +137,12 @@ def trace(
         stack.enter_context(tracker)
         tracker.mark(module.parameters(), PARAMETERS)
         tracker.mark(module.buffers(), PARAMETERS)
-        tracker.mark(_tensors(steps), PARAMETERS)
         phases: list[tuple[int, str]] = []
 
         def run(batch: Any) -> None:
-            """One micro-batch, forward and backward."""
+            """One micro-batch, forward and backward; it is on the device for as long as that takes."""
+            inputs = _tensors([batch])
+            tracker.mark(inputs, ACTIVATIONS)
             phases.append((len(tracker.events), "forward"))
             with autocast():
                 output = module(**batch) if isinstance(batch, dict) else module(batch)
@@ -136,6 +150,7 @@ def trace(
             phases.append((len(tracker.events), "backward"))
             with again():
                 (value / len(steps)).backward()
+            tracker.forget(inputs)
 
         _warm_up(module, run, steps[0], update, tracker)
         update.zero_grad(set_to_none=not keeps_gradients)
@@ -199,14 +214,28 @@ def summarise(tracker: Tracker, start: int, resident: int, phases: list[tuple[in
     return Trace(peak, categories, dict(modules.most_common()), resident, where, tracker.events, timeline)
 
 
+def _enable_checkpointing(module: Any) -> None:
+    """As Transformers does it, by the name that this release has for it."""
+    if hasattr(module, "activation_checkpointing_enable"):
+        module.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        module.gradient_checkpointing_enable({"use_reentrant": False})
+
+
 def _as_fake(model: nn.Module | Callable[[], nn.Module], fake: FakeTensorMode) -> nn.Module:
     """The module with fake tensors of the same shapes."""
     if not isinstance(model, nn.Module):
         return model()
     if any(isinstance(parameter, FakeTensor) for parameter in model.parameters()):
         raise ValueError("the model holds fake tensors of another mode: pass a function that builds it")
-    with FakeCopyMode(fake):
-        return copy.deepcopy(model).to("cpu")
+    copies: dict[int, Any] = {}
+    with fake:
+        for tensor in chain(model.parameters(), model.buffers()):
+            copied = torch.empty(tensor.shape, dtype=tensor.dtype)
+            if isinstance(tensor, nn.Parameter):
+                copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
+            copies[id(tensor)] = copied
+    return copy.deepcopy(model, copies)
 
 
 def _fake_tensor(fake: FakeTensorMode, tensor: Tensor) -> Tensor:

@@ -1,0 +1,78 @@
+"""The help pages: every verb, every setting it takes, from the one table of settings."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from pal_dist.settings import describe, settings
+
+ANSWER_SETTINGS = (
+    "data_dir",
+    "cache_dir",
+    "max_length",
+    "max_characters",
+    "bad_rows",
+    "precision",
+    "tokens_per_micro_batch",
+)
+"""Settings of a run that may be given anew when its model is asked."""
+
+ANSWER_OPTIONS = {
+    "run": "Folder of a run, also as the first word; without any, the newest under ./runs.",
+    "model": "Folder of a saved model, instead of a run.",
+    "tasks": "Tasks of the model, separated by commas; without it, all that have the file.",
+    "split": "train, dev or test, or another split of the task; evaluate takes dev, predict test by default.",
+    "predictions_dir": "predict: where the files go; by default RUN/predictions.",
+    "task": "predict: the one task to ask.",
+    "text": "predict: a text to predict from, instead of a split.",
+    "text_b": "predict: the second text, where the task reads pairs.",
+}
+"""What evaluate and predict take beside those."""
+
+PLAN_OPTIONS = {
+    "gpu": "Kind of GPU: t4, p100, v100-16, v100-32, a10g, l4, rtx3090, rtx4090, a100-40, a100-80, h100, h200, or cpu; "
+    "by default the one at hand.",
+    "gpus": "GPUs of each node (default: 1).",
+    "nodes": "Nodes (default: 1).",
+    "attention": "sdpa (fused, what pal-dist runs on GPUs) or eager (every score kept, as older programs do).",
+    "strategy": "single, ddp, zero1, zero2, zero3, zero2_offload, zero3_offload; by default single or ddp.",
+    "task_graphs": "Task graphs alive at once (default: 1); as many as tasks for methods that keep them all.",
+    "json": "true: one line of JSON.",
+}
+"""What plan takes beside the settings of train."""
+
+
+def shown(value: Any) -> str:
+    """A setting's value as the command line writes it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def page(verb: str | None, about: dict[str, str]) -> str:
+    """The overview, or one verb's page with every setting it takes; `about` is what each verb does."""
+    if verb is None:
+        rows = [[name, text.split("\n")[0]] for name, text in about.items()]
+        width = max(map(len, about))
+        lines = [f"  {name.ljust(width)}  {text}" for name, text in rows]
+        return "\n".join(
+            ["pal-dist VERB [--setting value ...]", "", *lines, "", "pal-dist VERB --help shows a verb's settings."]
+        )
+    lines = [f"pal-dist {verb}: {about[verb]}"]
+    if verb == "plan":
+        lines += ["", *(f"  --{name}\n      {text}" for name, text in PLAN_OPTIONS.items())]
+        lines += [
+            "",
+            "A setting of train that is given is fixed; precision, optimizer, checkpointing and token budget are",
+            "else searched. With --data_dir the training files' token lengths are used. Exit code 3: does not fit.",
+        ]
+    if verb in ("train", "config", "plan", "profile"):
+        lines += ["", "  --config FILE", "      A yaml of the settings below; the command line wins over it."]
+        for setting in settings().values():
+            lines.append(f"  --{setting.name} {describe(setting.kind)}   (default: {shown(setting.default)})")
+            lines += textwrap.wrap(setting.help, 100, initial_indent="      ", subsequent_indent="      ")
+    if verb in ("evaluate", "predict"):
+        lines += ["", *(f"  --{name}\n      {text}" for name, text in ANSWER_OPTIONS.items())]
+        lines.append(f"  --{', --'.join(ANSWER_SETTINGS)}\n      As for train; by default those of the run.")
+    return "\n".join(lines)
