@@ -111,13 +111,14 @@ def test_every_script_parses_and_has_help() -> None:
 
 def test_readme_names_only_what_exists() -> None:
     from pal_dist.cli import VERBS
+    from pal_dist.pages import PLAN_OPTIONS
     from pal_dist.settings import settings
 
     text = (ROOT / "README.md").read_text()
     words = text.replace("`", " ").split()
     known = {f"--{name}" for name in settings()} | {
         "--config", "--split", "--task", "--text", "--text_b", "--help", "--config_file", "--logdir", "--checkpoint",
-        "--bert_config", "--data_dir",
+        "--bert_config", "--data_dir", *(f"--{name}" for name in PLAN_OPTIONS),
     }  # fmt: skip
     flags = {word.strip(".,;:()|") for word in words if word.startswith("--") and len(word) > 2}
     assert flags - known == set()

@@ -198,7 +198,8 @@ class _Step:
         self.embeddings = self.unit + self.masks + 8 * size + (0 if levers.autocast else self.unit)
         self.all_gradients = 4 * shape.trained_parameters
         square = 4 * batch * length * length if levers.attention == "eager" else 0
-        self.scores, self.adapter_scores = shape.heads * square, shape.adapter_heads * square
+        self.scores = shape.heads * square
+        self.adapter_scores = shape.adapter_heads * square if shape.adapter_layers else 0
         self.kept: list[int] = []
         self.held: list[int] = []  # what a layer leaves behind in forward: all that it keeps, or its input alone
         for layer in range(shape.layers):

@@ -1,0 +1,43 @@
+"""Would the paper's own settings fit a T4? The table of README's "Your T4 crashed", by the planner, without a GPU.
+
+python tests/bench/t4.py [--gpu t4] [--model bert-base-uncased]
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+
+from pal_dist.cli import default_cache
+from pal_dist.plans import ask
+from pal_dist.report import table
+from pal_dist.settings import resolve
+
+GIBIBYTE = 1 << 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gpu", default="t4")
+    parser.add_argument("--model", default="bert-base-uncased")
+    given = parser.parse_args()
+    rows = []
+    for batch, length in product((8, 16, 32, 64, 128), (64, 128, 256, 512)):
+        flags = {"model": given.model, "batch_size": batch, "max_length": length}
+        paper = {"precision": "fp32", "optimizer": "adamw", "checkpoint_layers": 0}
+        whole = {"tokens_per_micro_batch": batch * length}
+        needed = []
+        for options in ({"attention": "eager", "task_graphs": "3"}, {"attention": "eager"}):
+            found = ask(*resolve({**flags, **paper, **whole}), {"gpu": given.gpu, **options}, cache_dir=default_cache())
+            shown = f"{found.planned.plan.needed / GIBIBYTE:.1f}"
+            needed.append(shown if found.planned.fits else f"**{shown}**")
+        ours = ask(*resolve(flags), {"gpu": given.gpu}, cache_dir=default_cache()).planned.plan
+        levers = f"{ours.levers.precision}, {ours.tokens:,} tokens" + (
+            f", every {ours.levers.checkpoint_layers} layers" if ours.levers.checkpoint_layers else ""
+        )
+        rows.append([str(batch), str(length), *needed, levers, f"{ours.needed / GIBIBYTE:.1f}"])
+    print(table(["batch", "length", "paper, 3 graphs", "paper, 1 graph", "our plan", "GiB"], rows))
+
+
+if __name__ == "__main__":
+    main()
