@@ -1,4 +1,4 @@
-"""Predicted memory against measured: recorded GPUs, real tensors on this CPU, the closed form, and a GPU if there is one.
+"""Predicted memory against measured: recorded GPUs, real tensors here, the closed form, and a GPU if there is one.
 
 python tests/bench/memory.py [--seeds 100 150]
 """
