@@ -39,7 +39,7 @@ def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path |
             f"data: {name}: {sizes} examples, {corpus.lengths.mean():.1f} tokens on average; {cut:,} cut to "
             f"{run.data.max_length}, {skipped:,} bad rows skipped"
         )
-    counts = model.parameter_counts()
+    counts = trainer.parameters
     lines.append(
         f"model: {run.model.model} with adapter `{run.model.adapter}`, heads read `{model.config.pooling}`: "
         f"{counts['total']:,} parameters, {counts['trained']:,} trained ({run.train.mode})"
@@ -50,6 +50,8 @@ def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path |
     lines.append(
         f"precision: {engine.precision.name} ({engine.precision.reason}) on {engine.ranks} x {engine.device.type}"
     )
+    if engine.ranks > 1 or engine.strategy.kind != "replicated":
+        lines.append(f"strategy: {engine.strategy.name} over {engine.ranks} ranks")
     lines += memory
     warmup = run.optimizer.warmup
     rate = f"learning rate: peak {trainer.peak_rate:g}"
@@ -85,9 +87,7 @@ def planned_share(trainer: Trainer, steps: int = 50) -> tuple[float, float]:
 
 def results_of(trainer: Trainer) -> dict[str, Any]:
     """What `results.json` holds. Scores are those of the kept model, the one with the best dev mean."""
-    model = trainer.engine.model
-    assert isinstance(model, MultiTaskBert)
-    state, counts = trainer.state, model.parameter_counts()
+    state, counts = trainer.state, trainer.parameters
     return {
         "dev": state.best_metrics,
         "dev_mean": state.best_mean,

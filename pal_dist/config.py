@@ -139,6 +139,13 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many optimizer steps, whatever `epochs` says; None: no such limit."""
 
+    strategy: str = "auto"
+    """How the model is spread over processes: a name from accelerate_configs (ddp, zero1, zero2, zero3, zero2_offload,
+    zero3_offload, fsdp2, ...) or a yaml's path. auto: as the launcher's config says, else every process has all."""
+
+    hang_minutes: float = 30.0
+    """Several processes: minutes without progress after which every one of them ends and says where each one stood."""
+
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """auto: bf16 on GPUs of capability 8.0 and above, fp16 below (a T4 only emulates bf16), fp32 on a CPU."""
 
@@ -150,6 +157,13 @@ class TrainConfig:
 
     patience: int | None = None
     """Stop after this many evaluations without a better mean; None: never."""
+
+    save_every: str = "evaluation"
+    """When checkpoints are written: a number of optimizer steps, minutes such as `15m`, or `evaluation`. Each
+    evaluation writes one in any case."""
+
+    keep_checkpoints: int = 2
+    """Checkpoints kept, the newest ones. The best model is kept beside them, under `model`."""
 
     keep_best: Literal["mean", "each"] = "mean"
     """mean: keep the model with the best mean of headline metrics. each: also keep each task's best model."""
@@ -189,6 +203,7 @@ def _problems(run: RunConfig) -> Iterator[str]:
         "max_length": data.max_length - 2, "max_characters": data.max_characters, "batch_size": batch.batch_size,
         "adapter_hidden": model.adapter_hidden, "adapter_heads": model.adapter_heads, "epochs": train.epochs,
         "window_batches": batch.window_batches, "log_every": train.log_every,
+        "keep_checkpoints": train.keep_checkpoints,
     }  # fmt: skip
     for name, value in positive.items():
         if value < 1:
@@ -228,5 +243,10 @@ def _problems(run: RunConfig) -> Iterator[str]:
     every = train.evaluate_every
     if every not in ("epoch", "none") and not (every.isdigit() and int(every) > 0):
         yield f"--evaluate_every takes a number of steps, `epoch` or `none`; found {every!r}"
+    saves = train.save_every.removesuffix("m")
+    if train.save_every != "evaluation" and not (saves.isdigit() and int(saves) > 0):
+        yield f"--save_every takes a number of steps, minutes (15m), or `evaluation`; found {train.save_every!r}"
+    if not train.hang_minutes > 0:
+        yield f"--hang_minutes must be above 0; found {train.hang_minutes}"
     if train.patience is not None and every == "none":
         yield "--patience counts evaluations, and --evaluate_every none makes none: drop one of them"

@@ -10,6 +10,12 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class StoppedError(UserError):
+    """The run was asked to stop and has saved itself; the same command goes on (exit code 75, "call me again")."""
+
+    exit_code = 75
+
+
 class DoesNotFitError(UserError):
     """The run does not fit, or no longer fits; the last checkpoint is whole. Says what to change."""
 

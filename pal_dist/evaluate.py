@@ -43,7 +43,7 @@ class Predictions:
         return counts
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_id: int = 0) -> Predictions:
     """Run a whole split, spread over the ranks. Logits leave the device batch by batch, so they never pile up there;
     a batch that runs out of memory is run again in halves, which no other rank needs to know."""
@@ -51,6 +51,9 @@ def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_
     waiting = evaluation_batches(
         corpus.lengths, budget=budget, rank=engine.rank, ranks=engine.ranks, multiple=engine.multiple
     )[::-1]
+    if engine.strategy.shares_parameters:  # every batch gathers parameters: the same number of them on every rank
+        most = max(engine.gather(len(waiting)))
+        waiting = [*[np.zeros(1, dtype=np.int64)] * (most - len(waiting)), *waiting]
     found: list[tuple[Rows, NDArray[np.float32]]] = []
     while waiting:
         part, failure = waiting.pop(), ""
@@ -58,7 +61,7 @@ def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_
             batch = corpus.batch(task.name, part, padding_id=padding_id, multiple=engine.multiple)
             found.append((part, engine.forward(engine.place(batch)).cpu().numpy()))
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or not engine.micro_steps_are_local:
                 raise
             failure = str(error)
         if failure:  # outside of `except`, whose traceback holds the batch

@@ -3,46 +3,52 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor
 
 from pal_dist.files import new_folder
-from pal_dist.model import MultiTaskBert
+from pal_dist.model import MultiTaskBert, task_values
 from pal_dist.tasks import task_to_dict
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
 def export_model(
-    model: MultiTaskBert, folder: Path, *, source: Path, card: dict[str, Any], metrics: dict[str, dict[str, float]]
-) -> None:
+    model: MultiTaskBert, folder: Path, *, values: Mapping[str, Tensor], source: Path, card: dict[str, Any],
+    counts: dict[str, int], metrics: dict[str, dict[str, float]],
+) -> None:  # fmt: skip
     """Write a model folder, taking the place of an older one only when it is whole.
 
     Args:
+        values: the model's whole state, wherever its parameters are.
         source: the folder whose tokenizer goes along.
         card: settings that the model card shows, and `synthetic`, whether the training text was made up.
+        counts: parameters by part.
         metrics: dev metrics by task.
 
     Raises UserError where the disk is full.
     """
-    with new_folder(folder, needs=sum(tensor.nbytes for tensor in model.state_dict().values())) as draft:
-        model.save_pretrained(draft)
+    with new_folder(folder, needs=sum(tensor.nbytes for tensor in values.values())) as draft:
+        model.save_pretrained(draft, state_dict=dict(values))
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copy(source / name, draft / name)
         (draft / "tasks").mkdir()
         for task in model.heads:
-            state = {name: value.contiguous() for name, value in model.task_state(task).items()}
+            state = {name: value.contiguous() for name, value in task_values(values, task).items()}
             save_file(state, draft / "tasks" / f"{task}.safetensors", metadata={"task": task})
-        (draft / "README.md").write_text(model_card(model, card, metrics), encoding="utf-8")
+        (draft / "README.md").write_text(model_card(model, card, counts, metrics), encoding="utf-8")
 
 
-def model_card(model: MultiTaskBert, card: dict[str, Any], metrics: dict[str, dict[str, float]]) -> str:
+def model_card(
+    model: MultiTaskBert, card: dict[str, Any], counts: dict[str, int], metrics: dict[str, dict[str, float]]
+) -> str:
     """The card in the hub's format: yaml head, what it is, results, how to use it."""
-    counts = model.parameter_counts()
     head = yaml.safe_dump({"library_name": "pal-dist", "tags": ["multi-task", "bert", *model.heads], "language": "en"})
     lines = ["---", head.strip(), "---", "", f"# {', '.join(model.heads)}: one BERT, one adapter and head per task", ""]
     if card.get("synthetic"):

@@ -36,15 +36,21 @@ def new_folder(folder: Path, *, needs: int = 0) -> Iterator[Path]:
             for path in list(draft.rglob("*")):
                 if path.is_file():
                     path.chmod(mode)  # some writers make files that only their owner may read; a team shares runs
-                _sync(path)
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            if folder.exists():
-                folder.rename(old)
-            draft.rename(folder)
-            _sync(folder.parent)
-            shutil.rmtree(old, ignore_errors=True)
+                sync(path)
+            put_in_place(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def put_in_place(draft: Path, folder: Path) -> None:
+    """Let a finished draft take the place of `folder`."""
+    sync(draft)
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,7 +59,7 @@ def write_text(path: Path, text: str) -> None:
     with full_disk_is_told(path):
         try:
             draft.write_text(text, encoding="utf-8")
-            _sync(draft)
+            sync(draft)
             draft.rename(path)
         finally:
             draft.unlink(missing_ok=True)
@@ -81,7 +87,8 @@ def full_disk_is_told(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the file or folder on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

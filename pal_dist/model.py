@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,8 +142,7 @@ class MultiTaskBert(PreTrainedModel):
 
     def task_state(self, task: str) -> dict[str, Tensor]:
         """Parameters that belong to one task alone, under their names in the whole model."""
-        prefixes = (f"adapters.{task}.", f"heads.{task}.")
-        return {name: value for name, value in self.state_dict().items() if name.startswith(prefixes)}
+        return task_values(self.state_dict(), task)
 
     def load_task(self, file: str | Path, task: str) -> None:
         """Read one task's adapter and head from its own file. Raises UserError where they do not fit this model."""
@@ -166,6 +166,11 @@ class MultiTaskBert(PreTrainedModel):
         for name, parts in self.task_parts().items():
             counts[name] = sum(parameter.numel() for parameter in parts.parameters())
         return counts
+
+
+def task_values(values: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:
+    """What belongs to one task alone among a model's values."""
+    return {name: value for name, value in values.items() if name.startswith((f"adapters.{task}.", f"heads.{task}."))}
 
 
 def check_options(name: str, encoder: dict[str, Any], options: ModelConfig, max_length: int) -> None:

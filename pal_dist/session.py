@@ -3,54 +3,39 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from pal_dist import __version__
 from pal_dist.announce import before_first_step, results_of, summary
 from pal_dist.batching import Schedule
-from pal_dist.checkpoint import checkpoints
-from pal_dist.checkpoint import load_checkpoint as load_state
+from pal_dist.checkpoint import load_moments, load_state, load_values
 from pal_dist.config import ModelConfig, RunConfig, default_learning_rate
 from pal_dist.corpus import built_in_corpus
 from pal_dist.data import Corpus, load_corpus, load_tokenizer
 from pal_dist.engine import Engine
 from pal_dist.errors import UserError
 from pal_dist.export import export_model
-from pal_dist.files import full_disk_is_told, write_json
+from pal_dist.files import write_json
 from pal_dist.fitting import plan_memory, prove, take_plan
 from pal_dist.model import MultiTaskBert, build_model, check_options, load_model
 from pal_dist.optim import build_optimizer
 from pal_dist.pretrained import find_model, read_model_config
 from pal_dist.reading import require_file
 from pal_dist.report import Report, RunReport
+from pal_dist.run_folder import open_folder
 from pal_dist.sampling import Sampling
 from pal_dist.settings import run_from_dict
+from pal_dist.strategy import Strategy
 from pal_dist.tasks import Task, resolve_tasks
 from pal_dist.trainer import RunState, Trainer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-LOCK = ".lock"
-"""File in a run's folder that the process training there holds; a killed process lets go of it."""
-
-FREE_TO_CHANGE = {
-    "output_dir",
-    "resume",
-    "log_every",
-    "cache_dir",
-    "tokens_per_micro_batch",
-    "checkpoint_layers",
-    "memory",
-    "evaluate_every",
-    "patience",
-}
-"""Settings that may differ when a run goes on: none of them changes what a step computes."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +80,8 @@ def train(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dict[s
     """The whole of `pal-dist train`; returns the results, on every rank. Raises UserError."""
     trainer = assemble(run, origins, cache_dir=cache_dir)
     try:
-        trainer.fit()
+        with trainer.stop:
+            trainer.fit()
         results = results_of(trainer)
         if trainer.engine.is_main:
             write_json(trainer.folder / "results.json", results)
@@ -114,7 +100,9 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     encoder = read_model_config(sources.model_dir)
     check_options(sources.model_dir.name, encoder, run.model, run.data.max_length)
     tokenizer = load_tokenizer(sources.model_dir)
-    engine = Engine(precision=run.train.precision)
+    engine = Engine(precision=run.train.precision, strategy=run.train.strategy)
+    refuse(run, engine.strategy)
+    engine.world.watch(60 * run.train.hang_minutes)
     corpora = load_corpora(run, tasks, "train", sources, tokenizer, progress=engine.is_main)
     dev = load_corpora(run, tasks, "dev", sources, tokenizer, optional=True, progress=engine.is_main)
     torch.manual_seed(run.train.seed)
@@ -123,32 +111,75 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
         model.freeze_encoder()
     rate = run.optimizer.learning_rate or default_learning_rate(run.train.mode, model.config.hidden_size)
     schedule, total = plan_steps(run, list(corpora.values()))
+    counts = model.parameter_counts()  # now, while every parameter is whole
     planned = plan_memory(run, model, engine, schedule)
-    engine.prepare(model, build_optimizer(model, run.optimizer, rate))
-    # Only now is the folder claimed: a start that failed above leaves nothing behind.
     content = {f"train/{task}": found.key for task, found in corpora.items()}
     content |= {f"dev/{task}": found.key for task, found in dev.items()}
+    compare_runs(run, content, engine)
+    # Only now is the folder claimed: a start that failed above leaves nothing behind.
     folder, last = open_folder(run, origins, content, engine)
     state = RunState(**load_state(last, engine)) if last else RunState()
+    if last:
+        load_values(last, model)
+    engine.prepare(model, build_optimizer(model, run.optimizer, rate))
+    if last:
+        load_moments(last, engine)
     take_plan(state, run, planned, engine)
 
     def save(name: str, metrics: dict[str, dict[str, float]]) -> None:
+        values = engine.values()
         if engine.is_main:
             card = {
                 "encoder": run.model.model, "adapter": run.model.adapter, "mode": run.train.mode, "step": state.step,
                 "learning_rate": rate, "batch_size": run.batch.batch_size, "sampling": run.batch.sampling,
                 "seed": run.train.seed, "synthetic": sources.synthetic, "pal-dist": __version__,
             }  # fmt: skip
-            export_model(model, folder / name, source=sources.model_dir, card=card, metrics=metrics)
+            export_model(
+                model, folder / name, values=values, source=sources.model_dir, card=card, counts=counts, metrics=metrics
+            )
 
     trainer = Trainer(
         run, engine, tasks, list(corpora.values()), dev, schedule=schedule, total_steps=total, peak_rate=rate,
         folder=folder, report=RunReport(folder, state.step) if engine.is_main else Report(), save=save, state=state,
-        padding_id=model.config.pad_token_id or 0,
+        padding_id=model.config.pad_token_id or 0, parameters=counts,
     )  # fmt: skip
     proof = prove(trainer, planned)
     trainer.report.lines(*before_first_step(trainer, model, resumed=last, memory=proof))
     return trainer
+
+
+def refuse(run: RunConfig, strategy: Strategy) -> None:
+    """Raises UserError for combinations known to be wrong, with what to do instead."""
+    problems = []
+    if strategy.kind != "replicated":
+        if run.batch.step_tasks == "one":
+            problems.append(
+                f"--step_tasks one under {strategy.name}: it feeds zeros to the tasks that a step does not serve, so "
+                f"AdamW's momentum and decay still move them; use --step_tasks all, or --strategy ddp"
+            )
+        if run.optimizer.optimizer != "adamw":
+            problems.append(
+                f"--optimizer {run.optimizer.optimizer} under {strategy.name}: its 8-bit blocks would straddle "
+                f"parameters and embeddings would lose their 32 bits; use --optimizer adamw, or --strategy ddp"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def compare_runs(run: RunConfig, content: dict[str, str], engine: Engine) -> None:
+    """Raises UserError, on every rank, where ranks were given different settings or see different data (law 9)."""
+    mine = {name: value for section in run.to_dict().values() for name, value in section.items()} | content
+    for local in ("cache_dir", "data_dir", "output_dir"):  # paths may differ from node to node
+        mine.pop(local)
+    fingerprint = zlib.crc32(json.dumps(mine, sort_keys=True, default=str).encode())
+    if len(set(engine.gather(fingerprint))) > 1:
+        everyone = engine.gather(mine)
+        lines = [
+            f"  {name}: " + ", ".join(f"rank {rank} has {found.get(name)!r}" for rank, found in enumerate(everyone))
+            for name in everyone[0]
+            if any(found.get(name) != everyone[0][name] for found in everyone)
+        ]
+        raise UserError("the ranks were not given the same run:\n" + "\n".join(lines))
 
 
 def plan_steps(run: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:
@@ -165,74 +196,6 @@ def plan_steps(run: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:
     if run.train.max_steps is not None:
         total = min(total, run.train.max_steps)
     return Schedule(sampling, [corpus.lengths for corpus in corpora], window=run.batch.window_batches), total
-
-
-def open_folder(
-    run: RunConfig, origins: dict[str, str], content: dict[str, str], engine: Engine
-) -> tuple[Path, Path | None]:
-    """The run's folder, and the checkpoint to go on from. Rank 0 looks and writes; all ranks get the same answer.
-
-    `content` are the hashes of the corpora: a run never goes on with other data than it began with.
-
-    Raises UserError, on every rank, where the folder holds something else.
-    """
-    answer: Any = None
-    if engine.is_main:
-        try:
-            folder, last, engine.lock = _open_folder(run, origins, content)
-            answer = folder, last
-        except UserError as error:
-            answer = error
-    answer = engine.gather(answer)[0]
-    if isinstance(answer, UserError):
-        raise answer
-    folder, last = answer
-    return folder, last
-
-
-def _open_folder(
-    run: RunConfig, origins: dict[str, str], content: dict[str, str]
-) -> tuple[Path, Path | None, FileLock]:
-    if run.train.output_dir is None:
-        taken = [int(path.name) for path in Path("runs").glob("*") if path.name.isdigit()]
-        folder = Path("runs") / str(max(taken, default=0) + 1)
-    else:
-        folder = Path(run.train.output_dir).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: expected a folder, found a file")
-    with full_disk_is_told(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    last = None
-    if any(path.name != LOCK for path in folder.iterdir()):
-        if run.train.resume == "no":
-            raise UserError(f"--output_dir {folder} is not empty, and --resume no starts anew: choose a new folder")
-        if not (folder / "config.json").is_file():
-            raise UserError(f"--output_dir {folder} holds files that are no run of pal-dist: choose a new folder")
-        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        before = written["values"]
-        now = json.loads(json.dumps(run.to_dict()))
-        differing = [
-            f"--{name} was {before[section].get(name)!r}, is {value!r}"
-            for section, values in now.items()
-            for name, value in values.items()
-            if name not in FREE_TO_CHANGE and before.get(section, {}).get(name) != value
-        ]
-        changed = [name for name in content if written["content"].get(name) != content[name]]
-        differing += [f"the data of {name} has changed" for name in changed]
-        if differing:
-            raise UserError(
-                f"--output_dir {folder} holds another run: {'; '.join(differing)}. Choose a new folder, or give the "
-                f"settings of that run to go on with it"
-            )
-        last = next(iter(checkpoints(folder / "checkpoints")[::-1]), None)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(f"--output_dir {folder}: another process is training there; choose a new folder") from None
-    values = {"pal_dist": __version__, "values": run.to_dict(), "origins": origins, "content": content}
-    write_json(folder / "config.json", values)
-    return folder, last, lock
 
 
 @dataclass(frozen=True)

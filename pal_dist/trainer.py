@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,11 +17,12 @@ from pal_dist.checkpoint import save_checkpoint
 from pal_dist.config import UNPLANNED_TOKENS, RunConfig
 from pal_dist.data import Batch, Corpus
 from pal_dist.engine import Engine
-from pal_dist.errors import UserError
+from pal_dist.errors import StoppedError, UserError
 from pal_dist.evaluate import predict
 from pal_dist.memory.guard import Guard, say_on_main
 from pal_dist.optim import learning_rate_factor
 from pal_dist.report import Report
+from pal_dist.stopping import STOP, Stop
 from pal_dist.tasks import Task
 
 Done = tuple[MicroBatch, int, int, torch.Tensor]
@@ -67,17 +69,20 @@ class Trainer:
     def __init__(
         self, run: RunConfig, engine: Engine, tasks: tuple[Task, ...], train: list[Corpus], dev: dict[str, Corpus], *,
         schedule: Schedule, total_steps: int, peak_rate: float, folder: Path, report: Report, save: Save,
-        state: RunState | None = None, padding_id: int = 0,
+        state: RunState | None = None, padding_id: int = 0, parameters: dict[str, int] | None = None,
     ):  # fmt: skip
         self.run, self.engine, self.tasks, self.train, self.dev = run, engine, tasks, train, dev
         self.schedule, self.total_steps, self.peak_rate = schedule, total_steps, peak_rate
         self.folder, self.report, self.save, self.padding_id = folder, report, save, padding_id
+        self.parameters = parameters or {}
         self.state = state or RunState()
         self.guard = Guard(engine, self.state, on_change=say_on_main(engine))
         every = run.train.evaluate_every
         self.evaluate_every = {"epoch": schedule.sampling.steps_per_epoch, "none": 0}.get(every) or (
             int(every) if every.isdigit() else 0
         )
+        self.stop = Stop(folder, run.train.save_every)
+        self.norm = torch.zeros(())
         self._clear_window()
 
     def fit(self) -> RunState:
@@ -88,18 +93,60 @@ class Trainer:
         self.engine.model.train()
         self.started = time.perf_counter()
         for served in self.schedule.steps(state.step, self.total_steps):
-            norm = self.step(served)
+            asked = self.agree(served)
+            if asked:
+                self.checkpoint()
+            if asked == STOP:
+                raise StoppedError(
+                    f"stopped before step {state.step + 1:,}, as asked ({self.stop.reason or 'on another rank'}); the "
+                    f"checkpoint in {self.folder / 'checkpoints'} is whole, and the same command goes on from it"
+                )
+            self.norm = self.step(served)
             state.step += 1
             due = self.evaluation_due()
             if due or state.step % self.run.train.log_every == 0:
-                self.log(norm)
+                self.log()
             if due:
                 state.finished = not self.evaluate() or state.step == self.total_steps
-                save_checkpoint(self.folder / "checkpoints", self.engine, asdict(state))
-                self.started = time.perf_counter()
+            if due or (self.stop.every_steps and state.step % self.stop.every_steps == 0):
+                self.checkpoint()
             if state.finished:
                 break
         return state
+
+    def agree(self, served: list[tuple[int, Rows]]) -> int:
+        """All ranks are about to run the same step (law 9); what one of them asks for before it: 0, SAVE or STOP."""
+        state, engine = self.state, self.engine
+        cut = f"{state.step} {state.tokens_per_micro_batch} {state.checkpoint_layers} {self.total_steps}"
+        fingerprint = zlib.crc32(cut.encode())
+        for task, rows in served:
+            fingerprint = zlib.crc32(
+                rows.tobytes(), zlib.crc32(self.schedule.lengths[task][rows].tobytes(), fingerprint + task)
+            )
+        names = ", ".join(f"{len(rows)} {self.tasks[task].name}" for task, rows in served)
+        engine.world.progress(f"in step {state.step + 1} ({names})")
+
+        def describe() -> str:
+            tokens = sum(int(self.schedule.lengths[task][rows].sum()) for task, rows in served)
+            return (
+                f"step {state.step + 1} of {self.total_steps}: {names}, {tokens:,} tokens, at most "
+                f"{state.tokens_per_micro_batch:,} at once, checkpoint_layers {state.checkpoint_layers}"
+            )
+
+        return engine.world.agree(fingerprint, self.stop.wish(), describe)
+
+    def checkpoint(self) -> None:
+        """Everything on disk that the run needs to go on from here."""
+        if self.counts:
+            self.log()
+        else:
+            self.state.seconds += time.perf_counter() - self.started
+        self.engine.world.progress(f"saving after step {self.state.step}")
+        save_checkpoint(
+            self.folder / "checkpoints", self.engine, asdict(self.state), keep=self.run.train.keep_checkpoints
+        )
+        self.stop.saved()
+        self.started = time.perf_counter()
 
     def step(self, served: list[tuple[int, Rows]]) -> torch.Tensor:
         """One optimizer step: every micro-batch of this rank, then one update. Returns the gradient norm.
@@ -119,11 +166,12 @@ class Trainer:
         done: list[Done] = []
         self.engine.seed(self.run.train.seed, self.state.step)
         self.engine.checkpoint_layers(self.state.checkpoint_layers)
-        for micro in self.micro_batches(served):
+        micros = self.micro_batches(served)
+        for number, micro in enumerate(micros, start=1):
             batch, loss_sum = self.forward(micro)
             if micro.filler:  # an extra example that keeps ranks in step: its gradient is zero
                 loss_sum = loss_sum * 0.0
-            self.engine.backward(loss_sum, count)
+            self.engine.backward(loss_sum, count, last=number == len(micros))
             done.append((micro, batch.input_ids_BL.numel(), batch.useful_tokens, loss_sum.detach()))
         return done
 
@@ -153,7 +201,7 @@ class Trainer:
         self.window_tokens += tokens
         self.window_useful += useful
 
-    def log(self, norm: torch.Tensor) -> None:
+    def log(self) -> None:
         """The one place where the loop waits for the device and meets the other ranks about numbers."""
         losses = {name: float(value) for name, value in self.loss_sums.items()}
         shares = self.engine.gather((losses, self.counts, self.window_tokens, self.window_useful))
@@ -175,7 +223,7 @@ class Trainer:
         entry: dict[str, Any] = {
             "loss": mean_loss,
             "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
-            "gradient_norm": float(norm),
+            "gradient_norm": float(self.norm),
             "examples_per_second": sum(counts.values()) / seconds,
             "tokens_per_second": tokens / seconds,
             "useful_token_share": useful / tokens,
@@ -197,6 +245,7 @@ class Trainer:
         budget = max(UNPLANNED_TOKENS, state.tokens_per_micro_batch)  # without gradients more goes in
         for task in self.tasks:
             if task.name in self.dev:
+                self.engine.world.progress(f"evaluating {task.name} after step {state.step}")
                 found = predict(self.engine, task, self.dev[task.name], budget=budget, padding_id=self.padding_id)
                 values = found.metrics()
                 metrics[task.name] = {task.metric: values[task.metric], **values}
@@ -205,7 +254,8 @@ class Trainer:
                     self.report.confusion(state.step, task.name, confusion)
         self.engine.model.train()
         self._compare(metrics)
-        state.evaluation_seconds += time.perf_counter() - begun
+        self.started = time.perf_counter()
+        state.evaluation_seconds += self.started - begun
         return self.run.train.patience is None or state.evaluations_without_better < self.run.train.patience
 
     def _compare(self, metrics: dict[str, dict[str, float]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 SECONDS = 120
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "accelerate", "pal_dist.session", "ranks"])
+_context.set_forkserver_preload(["torch", "accelerate", "deepspeed", "pal_dist.session", "ranks"])
 
 
 def free_port() -> int:
@@ -29,6 +29,7 @@ def _start(
     if ranks > 1:
         world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
+    os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)

@@ -63,7 +63,7 @@ def arm(trainer: Trainer, place: str, micro_step: str) -> None:
     elif place == "optimizer":
         state["passes"] = wanted
         model.register_forward_pre_hook(lambda *_: state.update(passes=wanted))
-        engine.optimizer.optimizer.register_step_pre_hook(fail_once)
+        engine.optimizer.register_step_pre_hook(fail_once)
 
 
 def train(
@@ -71,7 +71,7 @@ def train(
 ) -> Any:
     trainer = assemble(run, {}, cache_dir=cache_dir)
     trainer.engine.model.double()
-    trainer.engine.buffer = trainer.engine.buffer.double()
+    trainer.engine.backend.buffer = trainer.engine.backend.buffer.double()
     if trainer.engine.rank in faulty:
         arm(trainer, place, micro_step)
     try:

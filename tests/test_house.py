@@ -17,18 +17,25 @@ PACKAGE = ROOT / "pal_dist"
 
 FLOORS = [
     {"errors"},
-    {"config", "objectives", "attention", "files", "sampling", "memory.tracker", "memory.allocator"},
+    {
+        "config", "objectives", "attention", "files", "sampling", "strategy", "stopping", "memory.tracker",
+        "memory.allocator", "engine.world", "engine.precision",
+    },
     {
         "tasks", "settings", "pretrained", "report", "batching", "corpus", "adapters.base", "memory.devices",
+        "engine.backend",
     },
-    {"reading", "optim", "pages", "encoder", "fetch", "adapters.none", "adapters.pal", "memory.emulation"},
+    {
+        "reading", "optim", "pages", "encoder", "fetch", "adapters.none", "adapters.pal", "memory.emulation",
+        "engine.zero", "engine.fully_sharded",
+    },
     {"data", "adapters", "memory.trace"},
     {"model", "engine", "memory", "memory.closed_form"},
     {"memory.guard", "export", "convert", "memory.sharding"},
     {"evaluate", "checkpoint", "memory.probe", "memory.speed", "memory.picture"},
     {"trainer", "memory.plan"},
     {"planning"},
-    {"announce", "fitting"},
+    {"announce", "fitting", "run_folder"},
     {"session"},
     {"answers", "plans", "profiling"},
     {"cli"},
@@ -70,10 +77,10 @@ def test_rooms_import_from_below(room: str) -> None:
 def test_only_the_engine_knows_the_engines() -> None:
     for room, path in rooms().items():
         text = path.read_text()
-        if room != "engine":
+        if room.split(".")[0] != "engine":
             assert not {name.split(".")[0] for name in imports(path)} & ENGINE_LIBRARIES, room
             assert "torch.distributed" not in text, room
-        if room not in ("engine", "cli"):
+        if room.split(".")[0] not in ("engine", "cli"):
             assert "os.environ" not in text, room
             assert "sys.argv" not in text, room
 
@@ -96,7 +103,9 @@ def test_every_accelerate_config_is_read_by_accelerate() -> None:
     files = sorted((ROOT / "accelerate_configs").rglob("*.yaml"))
     assert files
     for path in files:
-        assert load_config_from_file(str(path)).num_processes == yaml.safe_load(path.read_text())["num_processes"]
+        values = yaml.safe_load(path.read_text())
+        assert load_config_from_file(str(path)).num_processes == values.get("num_processes", -1)
+        assert not {"main_process_ip", "machine_rank", "num_machines", "gpu_ids"} & set(values)
         assert path.read_text().startswith("# "), "a head comment says what it is for"
 
 
@@ -120,7 +129,7 @@ def test_readme_names_only_what_exists() -> None:
         "--config", "--split", "--task", "--text", "--text_b", "--help", "--config_file", "--logdir", "--checkpoint",
         "--bert_config", "--data_dir", *(f"--{name}" for name in PLAN_OPTIONS),
     }  # fmt: skip
-    flags = {word.strip(".,;:()|") for word in words if word.startswith("--") and len(word) > 2}
+    flags = {word.strip(".,;:()|") for word in words if re.match("--[a-z]", word)}
     assert flags - known == set()
     verbs = set(re.findall(r"(?:^|`)pal-dist ([a-z]+)", text, flags=re.MULTILINE))
     assert len(verbs) > 4

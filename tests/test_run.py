@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pal_dist.cli import main
-from pal_dist.engine import choose_precision
+from pal_dist.engine.precision import choose_precision
 from pal_dist.errors import UserError
 from pal_dist.session import assemble, train
 from pal_dist.trainer import Trainer
@@ -337,7 +337,8 @@ def test_two_processes_through_the_launcher(tiny_bert, small_data, cache_dir, tm
         "--data_dir", small_data, "--model", tiny_bert, "--cache_dir", cache_dir, "--max_length", 48, "--max_steps", 4,
         "--batch_size", 8, "--adapter_hidden", 12, "--adapter_heads", 2, "--dropout", 0,
     )]  # fmt: skip
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu_2.yaml")]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu_2.yaml"),
+              "--num_processes", "2"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     command = [sys.executable, *launch, "-m", "pal_dist", "train", *flags, "--output_dir", str(tmp_path / "two")]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)

@@ -24,7 +24,7 @@ def train_in_float64(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[
     """What `pal-dist train` does, with a model in float64."""
     trainer = assemble(run, {}, cache_dir=cache_dir)
     trainer.engine.model.double()
-    trainer.engine.buffer = trainer.engine.buffer.double()
+    trainer.engine.backend.buffer = trainer.engine.backend.buffer.double()
     state = trainer.fit()
     trainer.report.close()
     trainer.engine.close()
@@ -106,7 +106,7 @@ def first_gradient(run: RunConfig, cache_dir: Path) -> Parameters:
     """The gradient of the first step in float32, summed over the ranks, before clipping and the update."""
     trainer = assemble(run, {}, cache_dir=cache_dir)
     engine = trainer.engine
-    engine.step = lambda **_: (engine.reduce_gradients(), torch.zeros(()))[1]  # type: ignore[method-assign,assignment]
+    engine.step = lambda **_: (engine.backend.reduce(), torch.zeros(()))[1]  # type: ignore[method-assign,assignment]
     trainer.step(next(trainer.schedule.steps(0, 1)))
     trainer.report.close()
     engine.close()

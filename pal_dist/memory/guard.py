@@ -63,6 +63,8 @@ class Guard:
                 if not is_out_of_memory(error):
                     raise
                 failure = _first_line(error)
+            if failure and not self.engine.micro_steps_are_local:
+                self._stop_all(failure)
             # The exception is gone, and with it the frames that held the attempt's tensors.
             if self.engine.vote(AGAIN if failure else FINE) == FINE:
                 assert result is not None
@@ -70,6 +72,16 @@ class Guard:
             del result
             self.engine.drop_step()
             self._finer(failure, longest)
+
+    def _stop_all(self, failure: str) -> None:
+        """The others wait in a collective for this rank, so there is no vote: they are told to end."""
+        told = DoesNotFitError(
+            f"step {self.cut.step + 1}: out of memory in a micro-batch ({failure}), which {self.engine.strategy.name} "
+            f"cannot run again, since its ranks share out the parameters. The last checkpoint is whole: go on with "
+            f"--tokens_per_micro_batch {max(1, self.cut.tokens_per_micro_batch // 2)}, or --strategy zero2"
+        )
+        self.engine.world.abort(told.exit_code, str(told))
+        raise told
 
     def update(self, attempt: Callable[[], T]) -> T:
         """Run what changes parameters. Out of memory half-way cannot be taken back: every rank stops.

@@ -1,8 +1,8 @@
-"""Devices, precision and ranks: the only room that knows Accelerate and torch.distributed.
+"""Devices, precision and ranks: the only rooms that know Accelerate, DeepSpeed and torch.distributed.
 
 Micro-steps are local: no collective runs in forward or backward. Once per optimizer step the gradients are summed over
-the ranks, in buckets. So any mix of tasks gives the same gradient as one process with one big batch, a parameter that
-no served task uses keeps no gradient on every rank, and nothing can wait for a rank that is still computing.
+the ranks. So any mix of tasks gives the same gradient as one process with one big batch, and nothing waits for a rank
+that is still computing. (Strategies that share out parameters gather them layer by layer; there micro-steps do wait.)
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,45 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from pal_dist.data import Batch
+from pal_dist.engine.backend import Backend, Moments
+from pal_dist.engine.precision import LossScale, choose_precision
+from pal_dist.engine.world import World
 from pal_dist.errors import UserError
 from pal_dist.memory.devices import Device, cpu_device, device_at_hand
-
-BUCKET_ELEMENTS = 32 * 1024 * 1024
-"""Gradient elements summed over the ranks in one collective: large enough to be limited by bandwidth alone."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """Number format of the model's matrix products; parameters and their gradients stay in float32."""
-
-    name: str
-    reason: str
-
-
-def choose_precision(asked: str, capability: tuple[int, int] | None) -> Precision:
-    """The precision for a GPU of this compute capability (None: a CPU). Raises UserError where it cannot be right."""
-    if asked == "fp16" and capability is None:
-        raise UserError("--precision fp16 needs a GPU (on a CPU it would silently be fp32); use auto, fp32 or bf16")
-    if asked == "bf16" and capability is not None and capability < (8, 0):
-        major, minor = capability
-        raise UserError(
-            f"--precision bf16: this GPU has capability {major}.{minor} and only emulates bf16, four times slower than "
-            f"fp16; use auto or fp16"
-        )
-    if asked != "auto":
-        return Precision(asked, "asked for")
-    if capability is None:
-        return Precision("fp32", "no GPU")
-    named = f"GPU capability {capability[0]}.{capability[1]}"
-    if capability < (8, 0):
-        return Precision("fp16", f"{named}: below 8.0 bf16 is only emulated")
-    return Precision("bf16", f"{named}: bf16 needs no loss scaling")
+from pal_dist.strategy import choose_strategy
 
 
 class Engine:
     """One rank's hands: puts things on its device, runs them in the run's precision, meets the other ranks."""
 
-    def __init__(self, *, precision: str = "auto"):
+    def __init__(self, *, precision: str = "auto", strategy: str = "auto"):
         # Said before Accelerate looks: without it, processes of a CPU launch each believe they are alone.
         if not torch.cuda.is_available():
             os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -67,6 +38,10 @@ class Engine:
             keep_freed_memory()
         # Read when CUDA is first used: cached blocks of one size can then serve batches of another.
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        self.strategy = choose_strategy(strategy, os.environ)
+        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):  # ours to do: see zero.py
+            os.environ.pop(name, None)
+        self.world = World()
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
@@ -76,17 +51,15 @@ class Engine:
         self.precision = choose_precision(precision, capability)
         mixed = {"fp32": "no"}.get(self.precision.name, self.precision.name)
         self.accelerator = Accelerator(mixed_precision=mixed, gradient_accumulation_steps=1)
-        promised = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.accelerator.num_processes != promised:
-            raise UserError(
-                f"the launcher started {promised} processes, but Accelerate sees {self.accelerator.num_processes}; "
-                f"start with: accelerate launch --config_file accelerate_configs/cpu_2.yaml -m pal_dist train ..."
-            )
         self.device: torch.device = self.accelerator.device
-        self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
-        self.is_main: bool = self.accelerator.is_main_process
-        self.buffer = torch.empty(0)
-        """What collectives go through; see `prepare`."""
+        self.rank, self.ranks = self.world.rank, self.world.ranks
+        if self.accelerator.num_processes != self.ranks:
+            raise UserError(
+                f"the launcher started {self.ranks} processes, but Accelerate sees {self.accelerator.num_processes}; "
+                f"start with: accelerate launch --config_file accelerate_configs/cpu_2.yaml --num_processes 2 -m pal_dist train ..."
+            )
+        self.is_main = self.rank == 0
+        self.scale = LossScale() if self.precision.name == "fp16" else None
         self.lock: Any = None
         """Held on the run's folder by rank 0 until `release`."""
         self.multiple = 8 if self.device.type == "cuda" else 1
@@ -95,29 +68,31 @@ class Engine:
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take the model (already on the device) and its optimizer in hand. Ranks start from rank 0's parameters."""
         self.model = model
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=False)
-        self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if self.ranks > 1:
-            # Votes go over the processors: they neither wait for a device nor take its memory.
-            self.voters = torch.distributed.new_group(backend="gloo")
-            everything = [parameter.data for parameter in model.parameters()]
-            largest = max(sum(part.numel() for part in bucket) for bucket in _buckets(everything))
-            # Allocated once, so that no rank can run out of memory while the others wait for it in a collective.
-            self.buffer = torch.empty(largest, dtype=everything[0].dtype, device=self.device)
-            self._through_buffer(everything, partial(torch.distributed.broadcast, src=0))
+        self.backend = self._backend(model, optimizer)
+        self.backend.start()
 
-    def _through_buffer(self, tensors: list[Tensor], collective: Callable[[Tensor], Any]) -> None:
-        """Run a collective over many tensors in few large pieces."""
-        for bucket in _buckets(tensors):
-            flat = self.buffer[: sum(part.numel() for part in bucket)]
-            pieces = [piece.view_as(part) for piece, part in zip(_split(flat, bucket), bucket, strict=True)]
-            torch._foreach_copy_(pieces, bucket)
-            try:
-                collective(flat)
-            except torch.OutOfMemoryError:  # the library's own buffers: the others are waiting, so once more
-                self.free_caches()
-                collective(flat)
-            torch._foreach_copy_(bucket, pieces)
+    def _backend(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Backend:
+        parts = model, optimizer, self.world, self.scale
+        if self.strategy.kind == "replicated":
+            return Backend(*parts)
+        if self.ranks == 1:
+            self.world.alone()
+        if self.strategy.kind == "zero":
+            from pal_dist.engine.zero import Zero
+
+            return Zero(*parts, strategy=self.strategy)
+        from pal_dist.engine.fully_sharded import FullySharded
+
+        return FullySharded(*parts)
+
+    @property
+    def optimizer(self) -> Any:
+        return self.backend.optimizer
+
+    @property
+    def micro_steps_are_local(self) -> bool:
+        """No rank waits for another in forward or backward, so a step that fails on one can be dropped by all."""
+        return self.ranks == 1 or not self.strategy.shares_parameters
 
     def padded(self, length: int) -> int:
         """The length to which a sequence of this length is padded here."""
@@ -138,32 +113,22 @@ class Engine:
             logits: Tensor = self.model(batch)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def backward(self, loss_sum: Tensor, count: int) -> None:
-        """Add d(loss_sum / count) to this rank's gradients; `count` is the step's examples over all ranks."""
-        self.accelerator.backward(loss_sum / count)
+    def backward(self, loss_sum: Tensor, count: int, *, last: bool = True) -> None:
+        """Add d(loss_sum / count) to this rank's gradients; `count` is the step's examples over all ranks, `last` says
+        that no other micro-batch of the step follows."""
+        self.backend.backward(loss_sum / count, last=last)
 
     def checkpoint_layers(self, every: int) -> None:
         """Compute every `every`-th encoder layer again in backward instead of keeping it; 0: none."""
         setattr(self.model, "checkpoint_layers", every)  # noqa: B010 (a property that nn.Module's type does not know)
 
-    def reduce_gradients(self) -> None:
-        """Sum the gradients over the ranks. Which parameters have one is the same everywhere, by construction."""
-        if self.ranks == 1:
-            return
-        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        self._through_buffer(gradients, torch.distributed.all_reduce)
-
     def vote(self, flag: int) -> int:
         """The highest flag of all ranks, on every rank. No device takes part."""
-        if self.ranks == 1:
-            return flag
-        ballot = torch.tensor(flag)
-        torch.distributed.all_reduce(ballot, op=torch.distributed.ReduceOp.MAX, group=self.voters)
-        return int(ballot)
+        return self.world.vote(flag)
 
     def drop_step(self) -> None:
         """Forget what a step that failed has left: gradients and cached memory."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.backend.drop()
         self.free_caches()
 
     def free_caches(self) -> None:
@@ -173,24 +138,22 @@ class Engine:
 
     def step(self, *, rate: float, max_norm: float) -> Tensor:
         """Reduce, clip, update with this learning rate, and clear. Returns the gradient norm before clipping."""
-        self.reduce_gradients()
-        norm: Tensor = self.accelerator.clip_grad_norm_(self.trained, max_norm or float("inf"))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)  # none, not zero: AdamW leaves tasks that are not served alone
-        return norm
+        return self.backend.step(rate=rate, max_norm=max_norm)
+
+    def state(self) -> Iterator[tuple[str, Tensor, Moments]]:
+        """(name, whole value, optimizer's state) of each trained parameter; all ranks go through all of them."""
+        return self.backend.state()
+
+    def values(self) -> Mapping[str, Tensor]:
+        """The model's whole state, as for saving. Every rank must call it."""
+        return self.backend.values()
 
     def gather(self, item: Any) -> list[Any]:
         """Every rank's item, in rank order, on every rank."""
-        if self.ranks == 1:
-            return [item]
-        gathered: list[Any] = [None] * self.ranks
-        torch.distributed.all_gather_object(gathered, item)
-        return gathered
+        return self.world.gather(item)
 
     def wait(self) -> None:
-        self.accelerator.wait_for_everyone()
+        self.world.vote(0)
 
     def device_at_hand(self) -> Device:
         """This rank's device as the planner sees it: its free memory is what other processes leave."""
@@ -229,12 +192,11 @@ class Engine:
 
     def scaler_state(self) -> dict[str, Any]:
         """State of fp16's loss scaling; empty in other precisions."""
-        scaler = self.accelerator.scaler
-        return dict(scaler.state_dict()) if scaler is not None else {}
+        return {} if self.scale is None else self.scale.state_dict()
 
     def set_scaler_state(self, state: dict[str, Any]) -> None:
-        if state and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state)
+        if state and self.scale is not None:
+            self.scale.load_state_dict(state)
 
     def release(self) -> None:
         """Let go of the run's folder."""
@@ -244,9 +206,7 @@ class Engine:
     def close(self) -> None:
         """Leave the other ranks."""
         self.release()
-        self.accelerator.end_training()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        self.world.leave()
 
 
 def keep_freed_memory() -> None:
@@ -260,18 +220,3 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(trim_threshold, largest)
         libc.mallopt(mmap_threshold, largest)
-
-
-def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        if bucket and sum(part.numel() for part in bucket) + tensor.numel() > BUCKET_ELEMENTS:
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket
-
-
-def _split(flat: Tensor, parts: list[Tensor]) -> tuple[Tensor, ...]:
-    return flat.split([part.numel() for part in parts])

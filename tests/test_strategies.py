@@ -1,0 +1,63 @@
+"""Every strategy, one truth: the same parameters as one process with one big batch, whatever shares out what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ranks import run_ranks
+from test_same_gradient import Parameters, plain_reference
+
+from pal_dist.config import RunConfig
+from pal_dist.session import assemble
+
+SHARED_OUT = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2"]
+
+CASES = {
+    "accumulated, clipped, a partial last step": {"tokens_per_micro_batch": 64, "max_gradient_norm": 0.5},
+    "checkpointed, one micro-batch a task": {"tokens_per_micro_batch": 4096, "checkpoint_layers": 1},
+    "an odd example for two ranks": {"batch_size": 3, "tokens_per_micro_batch": 64},
+    "frozen encoder": {"mode": "pretrain", "tokens_per_micro_batch": 64, "max_gradient_norm": 0},
+}
+
+
+def fit(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[str, Any]]:
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    state = trainer.fit()
+    values = {name: value.detach().float().numpy().copy() for name, value in trainer.engine.values().items()}
+    trainer.report.close()
+    trainer.engine.close()
+    return values, state.best_metrics
+
+
+def distances(found: Parameters, expected: Parameters) -> tuple[float, float]:
+    """(of all parameters together, of the worst one), each relative to its size.
+
+    Key biases are left out: softmax does not see them, so their gradient is noise that Adam enlarges.
+    """
+    names = [name for name in expected if "key.bias" not in name]
+    off = {name: np.linalg.norm((found[name] - expected[name]).astype(np.float64)) for name in names}
+    size = {name: np.linalg.norm(expected[name].astype(np.float64)) for name in names}
+    whole = np.linalg.norm(list(off.values())) / np.linalg.norm(list(size.values()))
+    return float(whole), max(off[name] / (size[name] or 1.0) for name in names)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES)
+def test_same_parameters_as_one_process(case: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    flags = {"max_steps": 9, **CASES[case]}
+    reference = plain_reference(tiny_run(**flags), cache_dir)
+    metrics = None
+    for strategy in ["ddp", *SHARED_OUT]:
+        run = tiny_run(**flags, strategy=strategy, output_dir=tmp_path / strategy)
+        for answer in run_ranks(fit, run, cache_dir):
+            assert not isinstance(answer, Exception), (strategy, answer)
+            whole, worst = distances(answer[0], reference)
+            print(f"{case}: {strategy}: {whole:.1e} of all parameters, {worst:.1e} of the worst")
+            assert whole < 1e-6, strategy
+            assert worst < 1e-5 if "offload" not in strategy else worst < 3e-5, strategy
+            metrics = metrics or answer[1]
+            for task, values in metrics.items():
+                assert answer[1][task] == pytest.approx(values, abs=1e-3, nan_ok=True), strategy
