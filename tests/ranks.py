@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Died:
+    """A rank that ended without an answer: killed (-9), or by the watchdog's own code."""
+
+    code: int
+    said: str
+
+
 def _start(
     rank: int, ranks: int, port: int, result: Path, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
@@ -30,6 +40,7 @@ def _start(
         world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.dup2(os.open(result.with_suffix(".said"), os.O_WRONLY | os.O_CREAT), 2)
     import torch
 
     torch.set_num_threads(1)
@@ -62,4 +73,9 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> 
             worker.kill()
         if hung:
             raise TimeoutError(f"{len(hung)} of {ranks} ranks did not end within {SECONDS} s")
-        return [pickle.loads(result.read_bytes()) for result in results]
+        answers: list[Any] = []
+        for worker, result in zip(workers, results, strict=True):
+            said = result.with_suffix(".said").read_text(errors="replace")
+            print(said, file=sys.stderr)
+            answers.append(pickle.loads(result.read_bytes()) if result.exists() else Died(worker.exitcode, said))
+        return answers

@@ -17,9 +17,13 @@ SHARED_OUT = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp
 
 CASES = {
     "accumulated, clipped, a partial last step": {"tokens_per_micro_batch": 64, "max_gradient_norm": 0.5},
-    "checkpointed, one micro-batch a task": {"tokens_per_micro_batch": 4096, "checkpoint_layers": 1},
+    "checkpointed, one micro-batch a task": {
+        "tokens_per_micro_batch": 4096,
+        "checkpoint_layers": 1,
+        "max_gradient_norm": 1e3,
+    },
     "an odd example for two ranks": {"batch_size": 3, "tokens_per_micro_batch": 64},
-    "frozen encoder": {"mode": "pretrain", "tokens_per_micro_batch": 64, "max_gradient_norm": 0},
+    "frozen encoder": {"mode": "pretrain", "tokens_per_micro_batch": 64, "max_gradient_norm": 0.5},
 }
 
 

@@ -56,7 +56,7 @@ class Engine:
         if self.accelerator.num_processes != self.ranks:
             raise UserError(
                 f"the launcher started {self.ranks} processes, but Accelerate sees {self.accelerator.num_processes}; "
-                f"start with: accelerate launch --config_file accelerate_configs/cpu_2.yaml --num_processes 2 -m pal_dist train ..."
+                f"start with: accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 2 ..."
             )
         self.is_main = self.rank == 0
         self.scale = LossScale() if self.precision.name == "fp16" else None

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pal_dist.engine.backend import Backend, Moments
@@ -117,7 +118,7 @@ class Zero(Backend):
             yield name, safe_get_full_fp32_param(parameter), {**moments, "step": updates.clone()}
 
     def load(self, name: str, moments: Moments) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if not any(self.inner.state.values()):
             for piece in self._partitions():
@@ -128,7 +129,12 @@ class Zero(Backend):
         for key in MOMENTS:
             value = moments[key]
             assert isinstance(value, Tensor)
-            safe_set_full_optimizer_state(self.names[name], value, key)
+            if self.strategy.stage < 3:
+                safe_set_full_optimizer_state(self.names[name], value, key)
+                continue
+            # Its counterpart for stage 3 fails where a parameter has fewer elements than there are ranks.
+            padded = F.pad(value.flatten(), (0, -value.numel() % self.world.ranks))
+            safe_set_local_optimizer_state(self.names[name], padded.chunk(self.world.ranks)[self.world.rank], key)
 
     def values(self) -> Mapping[str, Tensor]:
         if self.strategy.stage < 3:

@@ -1,0 +1,177 @@
+"""Law 3: killed at any moment and started again, under the same strategy or another, a run ends as if never killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ranks import Died, run_ranks
+from test_same_gradient import Parameters
+from test_strategies import SHARED_OUT, distances
+
+import pal_dist.checkpoint
+import pal_dist.trainer
+from pal_dist.checkpoint import checkpoints, newest_whole
+from pal_dist.config import RunConfig
+from pal_dist.errors import StoppedError, UserError
+from pal_dist.session import assemble
+from pal_dist.stopping import FLAG
+from pal_dist.trainer import Trainer
+
+FLAGS = {"max_steps": 9, "evaluate_every": 4, "save_every": 2, "tokens_per_micro_batch": 96, "dropout": 0.1}
+PLACES = ("step", "evaluation", "save")
+
+
+def fit(run: RunConfig, cache_dir: Path, stop_at: int | None = None) -> tuple[Parameters, dict[str, Any]]:
+    """Train to the end, or ask to be stopped before the step after `stop_at`."""
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    step = trainer.step
+
+    def watched(served: Any) -> Any:
+        if trainer.state.step + 1 == stop_at and trainer.engine.rank == trainer.engine.ranks - 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # to one rank alone: the others are told
+        return step(served)
+
+    trainer.step = watched  # type: ignore[method-assign]
+    with trainer.stop:
+        state = trainer.fit()
+    values = {name: value.detach().float().numpy().copy() for name, value in trainer.engine.values().items()}
+    trainer.report.close()
+    trainer.engine.close()
+    return values, {"metrics": state.best_metrics, "examples": state.examples, "step": state.step}
+
+
+def die(*_: Any, **__: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fit_until_killed(run: RunConfig, cache_dir: Path, place: str, step: int) -> Any:
+    """Every rank kills itself, as a batch system would, at a place of a step."""
+    honest_step, honest_predict, honest_save = Trainer.step, pal_dist.trainer.predict, pal_dist.checkpoint.save_file
+    reached: list[int] = [0]
+
+    def watched(self: Trainer, served: Any) -> Any:
+        reached[0] = self.state.step
+        if place == "step" and self.state.step == step:
+            return die()
+        return honest_step(self, served)
+
+    def half_a_file(tensors: Any, path: Path) -> None:
+        honest_save(tensors, path)
+        if place == "save" and reached[0] >= step:
+            os.truncate(path, path.stat().st_size // 2)
+            die()
+
+    Trainer.step = watched  # type: ignore[method-assign]
+    pal_dist.checkpoint.save_file = half_a_file  # type: ignore[assignment]
+    pal_dist.trainer.predict = (  # type: ignore[assignment]
+        lambda *args, **kwargs: (
+            die() if place == "evaluation" and reached[0] >= step else honest_predict(*args, **kwargs)
+        )
+    )
+    return fit(run, cache_dir)
+
+
+def killed_and_resumed(run: RunConfig, cache_dir: Path, *, seed: int, ranks: int) -> tuple[str, list[Any]]:
+    chance = random.Random(seed)
+    place, step = chance.choice(PLACES), chance.randrange(2, 9)
+    died = run_ranks(fit_until_killed, run, cache_dir, place, step, ranks=ranks)
+    # Who has not died yet when the other does meets a closed connection.
+    assert any(isinstance(rank, Died) and rank.code == -signal.SIGKILL for rank in died), (place, step, died)
+    assert all(isinstance(rank, (Died, RuntimeError)) for rank in died), (place, step, died)
+    return f"{place} {step}", run_ranks(fit, run, cache_dir, ranks=ranks)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["single", "ddp", *SHARED_OUT])
+def test_killed_at_random_and_resumed(strategy: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    ranks = 1 if strategy == "single" else 2
+    name = "auto" if strategy == "single" else strategy
+    clean = run_ranks(fit, tiny_run(**FLAGS, strategy=name, output_dir=tmp_path / "clean"), cache_dir, ranks=ranks)
+    run = tiny_run(**FLAGS, strategy=name, output_dir=tmp_path / "killed")
+    seed = sorted(["single", "ddp", *SHARED_OUT]).index(strategy)
+    what, resumed = killed_and_resumed(run, cache_dir, seed=seed, ranks=ranks)
+    for before, after in zip(clean, resumed, strict=True):
+        assert not isinstance(after, Exception), (what, after)
+        assert after[1] == before[1], what
+        for parameter, value in before[0].items():
+            np.testing.assert_array_equal(after[0][parameter], value, err_msg=f"{what}: {parameter}")
+
+
+@pytest.mark.long
+def test_from_strategy_to_strategy(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    """Stopped by a signal to one rank, and gone on with elsewhere: 2 ranks, 1 rank, every kind of strategy."""
+    flags = {**FLAGS, "dropout": 0.0}
+    plain = run_ranks(fit, tiny_run(**flags, output_dir=tmp_path / "plain"), cache_dir, ranks=1)[0]
+    folder = tmp_path / "moved"
+    chain = [("ddp", 2, 2), ("zero2", 2, 3), ("zero3", 2, 4), ("fsdp2", 2, 5), ("zero1", 2, 6), ("zero2_offload", 2, 7)]
+    for strategy, ranks, stop_at in chain:
+        answers = run_ranks(
+            fit, tiny_run(**flags, strategy=strategy, output_dir=folder), cache_dir, stop_at, ranks=ranks
+        )
+        for answer in answers:
+            assert isinstance(answer, StoppedError), (strategy, answer)
+            assert answer.exit_code == 75
+        assert "SIGTERM" in str(answers[-1])
+        assert "on another rank" in str(answers[0])
+        assert checkpoints(folder / "checkpoints")[-1].name == f"step-{stop_at:08d}"
+    moved = run_ranks(fit, tiny_run(**flags, output_dir=folder), cache_dir, ranks=1)[0]
+    assert moved[1]["examples"] == plain[1]["examples"]
+    whole, worst = distances(moved[0], plain[0])
+    assert whole < 1e-6
+    assert worst < 1e-5
+    for task, values in plain[1]["metrics"].items():
+        assert moved[1]["metrics"][task] == pytest.approx(values, abs=1e-4, nan_ok=True)
+
+
+class TestDamage:
+    @pytest.fixture
+    def saved(self, tiny_run, cache_dir: Path) -> RunConfig:
+        run: RunConfig = tiny_run(max_steps=4, evaluate_every=2)
+        fit(run, cache_dir)
+        return run
+
+    def test_the_older_one_is_used(self, saved: RunConfig, cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = Path(str(saved.train.output_dir)) / "checkpoints"
+        older, newest = checkpoints(folder)
+        part = next(newest.glob("*.safetensors"))
+        os.truncate(part, part.stat().st_size - 7)
+        assert newest_whole(folder) == older
+        said = capsys.readouterr().err
+        assert f"{newest} is damaged" in said
+        assert "bytes, expected" in said
+        assert fit(saved, cache_dir)[1]["step"] == 4
+
+    def test_none_whole_is_an_error(self, saved: RunConfig, cache_dir: Path) -> None:
+        for path in checkpoints(Path(str(saved.train.output_dir)) / "checkpoints"):
+            next(path.glob("*.safetensors")).unlink()
+        with pytest.raises(UserError, match="every checkpoint is damaged"):
+            fit(saved, cache_dir)
+
+    def test_a_draft_is_never_chosen(self, saved: RunConfig) -> None:
+        folder = Path(str(saved.train.output_dir)) / "checkpoints"
+        whole = checkpoints(folder)
+        (folder / ".step-00000009.draft").mkdir()
+        (folder / "step-00000010").mkdir()
+        assert checkpoints(folder) == whole
+
+
+def test_stopped_by_a_file(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    run = tiny_run(max_steps=5)
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    (tmp_path / "run" / FLAG).touch()
+    with pytest.raises(StoppedError, match="stopped before step 1, as asked"):
+        trainer.fit()
+    trainer.report.close()
+    trainer.engine.close()
+    assert len(checkpoints(tmp_path / "run" / "checkpoints")) == 1
+
+
+def test_how_many_are_kept(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    fit(tiny_run(max_steps=9, save_every=1, keep_checkpoints=3), cache_dir)
+    assert [path.name[-1] for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["7", "8", "9"]
