@@ -16,6 +16,12 @@ class StoppedError(UserError):
     exit_code = 75
 
 
+class LostError(UserError):
+    """Another process of the run is gone. The last checkpoint is whole."""
+
+    exit_code = 74
+
+
 class DoesNotFitError(UserError):
     """The run does not fit, or no longer fits; the last checkpoint is whole. Says what to change."""
 

@@ -15,6 +15,7 @@ from pal_dist.memory.plan import widest
 from pal_dist.memory.probe import Evidence, probe
 from pal_dist.model import MultiTaskBert
 from pal_dist.planning import Planned, as_record, plan_run
+from pal_dist.strategy import packaged_name
 from pal_dist.trainer import RunState, Trainer
 
 TIGHT = 0.5
@@ -28,8 +29,8 @@ def plan_memory(run: RunConfig, model: MultiTaskBert, engine: Engine, schedule: 
     devices = engine.gather(engine.device_at_hand())
     least = min(devices, key=lambda device: device.usable)  # every rank runs the plan of the smallest
     return plan_run(
-        run, model.config, least, precision=engine.precision.name, ranks=engine.ranks, multiple=engine.multiple,
-        sampling=schedule.sampling, lengths=schedule.lengths,
+        run, model.config, least, strategy=packaged_name(engine.strategy), precision=engine.precision.name,
+        ranks=engine.ranks, multiple=engine.multiple, sampling=schedule.sampling, lengths=schedule.lengths,
     )  # fmt: skip
 
 

@@ -36,7 +36,6 @@ PLAN_OPTIONS = {
     "gpus": "GPUs of each node (default: 1).",
     "nodes": "Nodes (default: 1).",
     "attention": "sdpa (fused, what pal-dist runs on GPUs) or eager (every score kept, as older programs do).",
-    "strategy": "single, ddp, zero1, zero2, zero3, zero2_offload, zero3_offload; by default single or ddp.",
     "task_graphs": "Task graphs alive at once (default: 1); as many as tasks for methods that keep them all.",
     "json": "true: one line of JSON.",
 }

@@ -131,7 +131,8 @@ def _traced_part(plan: Plan) -> int:
 
 
 def plan_run(
-    run: RunConfig, config: MultiTaskBertConfig, device: Device, *, precision: str, ranks: int, multiple: int,
+    run: RunConfig, config: MultiTaskBertConfig, device: Device, *, strategy: str, precision: str, ranks: int,
+    multiple: int,
     sampling: Sampling, lengths: Sequence[NDArray[np.int32]],
 ) -> Planned:  # fmt: skip
     """The plan of `train --memory auto`: only levers that leave the gradient alone are pulled.
@@ -147,7 +148,7 @@ def plan_run(
         precision=(precision,),
         checkpoint_layers=Choices.checkpoint_layers if layers is None else (layers,),
         optimizer=(run.optimizer.optimizer,),
-        strategy=("ddp" if ranks > 1 else "single",),
+        strategy=("single" if ranks == 1 and strategy == "ddp" else strategy,),
         attention=("eager" if device.is_cpu else "sdpa",),
         tokens=asked,
     )
@@ -181,8 +182,8 @@ def in_flags(plan: Plan) -> str:
     levers = plan.levers
     words = [f"--precision {levers.precision}", f"--optimizer {levers.optimizer}",
              f"--checkpoint_layers {levers.checkpoint_layers}", f"--tokens_per_micro_batch {plan.tokens}"]  # fmt: skip
-    if plan.strategy not in ("single", "ddp"):
-        words.append(f"and strategy {plan.strategy}")
+    if not plan.is_replicated:
+        words.append(f"--strategy {plan.strategy}")
     return " ".join(words)
 
 

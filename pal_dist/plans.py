@@ -17,13 +17,13 @@ from pal_dist.engine import Engine
 from pal_dist.errors import UserError
 from pal_dist.memory.devices import GIBIBYTE, Device, find_device
 from pal_dist.memory.plan import Choices, Machine, Plan, candidates, cures, nearest_misfit
-from pal_dist.memory.sharding import STRATEGIES
 from pal_dist.model import check_options, model_config
 from pal_dist.planning import Planned, as_record, free_choices, in_flags, search, trace_plan, work_of
 from pal_dist.pretrained import KNOWN_ENCODERS, encoder_config
 from pal_dist.report import table
 from pal_dist.sampling import Sampling
-from pal_dist.session import load_corpora, locate
+from pal_dist.session import load_corpora, locate, refuse
+from pal_dist.strategy import read_strategy
 from pal_dist.tasks import resolve_tasks
 
 
@@ -37,7 +37,6 @@ class Question:
     gpus: int = 1
     nodes: int = 1
     attention: str = "sdpa"
-    strategy: str | None = None
     task_graphs: int = 1
 
     def given(self, name: str) -> bool:
@@ -64,7 +63,7 @@ def ask(run: RunConfig, origins: dict[str, str], options: dict[str, str], *, cac
     """The question as the command line puts it. Raises UserError."""
     question = Question(
         run, origins, gpu=options.get("gpu"), attention=_one_of("attention", options, ("sdpa", "eager")) or "sdpa",
-        strategy=_one_of("strategy", options, STRATEGIES), gpus=_whole("gpus", options), nodes=_whole("nodes", options),
+        gpus=_whole("gpus", options), nodes=_whole("nodes", options),
         task_graphs=_whole("task_graphs", options),
     )  # fmt: skip
     if origins["data_dir"] == "default":
@@ -109,6 +108,8 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = ()) -> 
         lengths=lengths, graphs=question.task_graphs,
     )  # fmt: skip
     free = free_choices(machine)
+    if run.train.strategy != "auto":
+        refuse(run, read_strategy(run.train.strategy))
     choices = _choices(question, free)
     found = search(work, machine, choices, run, config)
     source = "token lengths of the training files" if lengths else f"every example {work.longest} tokens long (no data)"
@@ -116,7 +117,7 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = ()) -> 
         return Answer(question, found, None, source)
     least = min(candidates(work, machine, choices), key=lambda plan: plan.needed)
     traced = None
-    if least.strategy in ("single", "ddp") and not machine.device.is_cpu and least.work.graphs == 1:
+    if least.is_replicated and not machine.device.is_cpu and least.work.graphs == 1:
         traced = trace_plan(least, run, config)
     would = search(work, machine, free, run, config, certify=False)
     return Answer(question, Planned(least, traced, tuple(candidates(work, machine, choices))), would, source)
@@ -143,7 +144,7 @@ def _choices(question: Question, free: Choices) -> Choices:
         attention=(question.attention,),
         checkpoint_layers=free.checkpoint_layers if layers is None else (layers,),
         optimizer=(run.optimizer.optimizer,) if question.given("optimizer") else free.optimizer,
-        strategy=(question.strategy,) if question.strategy else (single,),
+        strategy=(single,) if run.train.strategy == "auto" else (run.train.strategy,),
         tokens=run.memory.tokens_per_micro_batch,
     )
 
@@ -191,7 +192,7 @@ def to_text(answer: Answer) -> str:
         lines += ["", "one lever pulled from there (time: estimates):", _cures_table(plan, pulled)]
     if any(name.startswith("zero") and other.needed > plan.needed for name, other in pulled):
         lines.append(
-            "A negative saving is no mistake: ZeRO's buckets and float32 copies cost more than BERT's shares save."
+            "A negative saving is no mistake: ZeRO's bucket and its copies cost more than its shares save here."
         )
     return "\n".join(lines)
 

@@ -79,6 +79,17 @@ def strategy_names() -> list[str]:
     return sorted(path.stem for path in folder_of("accelerate_configs").glob("*.yaml"))
 
 
+def packaged_name(strategy: Strategy) -> str:
+    """The packaged strategy that is planned for this one: itself, or for a file of one's own its like."""
+    if strategy.kind == "replicated":
+        return REPLICATED.name
+    if strategy.name in strategy_names():
+        return strategy.name
+    return (
+        strategy.kind if strategy.kind == "fsdp2" else f"zero{strategy.stage}{'_offload' if strategy.offload else ''}"
+    )
+
+
 def read_strategy(name: str) -> Strategy:
     """The strategy of a packaged yaml (`zero2`) or of a file (`mine.yaml`). Raises UserError."""
     path = Path(name)

@@ -92,6 +92,12 @@ class Trainer:
             return state
         self.engine.model.train()
         self.started = time.perf_counter()
+        with self.engine.world.named_losses():
+            self._loop()
+        return state
+
+    def _loop(self) -> None:
+        state = self.state
         for served in self.schedule.steps(state.step, self.total_steps):
             asked = self.agree(served)
             if asked:
@@ -112,7 +118,6 @@ class Trainer:
                 self.checkpoint()
             if state.finished:
                 break
-        return state
 
     def agree(self, served: list[tuple[int, Rows]]) -> int:
         """All ranks are about to run the same step (law 9); what one of them asks for before it: 0, SAVE or STOP."""

@@ -8,6 +8,7 @@ import pickle
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,10 +53,11 @@ def _start(
     result.write_bytes(pickle.dumps(answer))
 
 
-def run_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> list[Any]:
+def run_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2, limit: float = 0) -> list[Any]:
     """`function(*arguments)` on every rank; their answers in rank order. An exception is an answer too.
 
-    The function must be importable (module level). Raises TimeoutError instead of hanging.
+    The function must be importable (module level). Raises TimeoutError instead of hanging; with `limit`, ranks that run
+    longer than so many seconds are killed instead.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -64,14 +66,16 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> 
             _context.Process(target=_start, args=(rank, ranks, port, results[rank], function, arguments))
             for rank in range(ranks)
         ]
+        begun = time.monotonic()
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(SECONDS)
+            worker.join(max(0.1, begun + (limit or SECONDS) - time.monotonic()))
         hung = [worker for worker in workers if worker.is_alive()]
         for worker in hung:
             worker.kill()
-        if hung:
+            worker.join()
+        if hung and not limit:
             raise TimeoutError(f"{len(hung)} of {ranks} ranks did not end within {SECONDS} s")
         answers: list[Any] = []
         for worker, result in zip(workers, results, strict=True):

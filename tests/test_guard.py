@@ -194,6 +194,31 @@ def test_a_full_card_is_survived(share: float, tiny_run, cache_dir: Path, tmp_pa
     assert_same(capped, plain)
 
 
+def train_under_zero(run: RunConfig, cache_dir: Path, place: str = "", faulty: tuple[int, ...] = ()) -> Any:
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    if trainer.engine.rank in faulty:
+        arm(trainer, place, "last")
+    state = trainer.fit()
+    trainer.report.close()
+    return {name: value.numpy() for name, value in trainer.engine.values().items()}, state.tokens_per_micro_batch
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["zero2", "zero2_offload"])
+def test_the_step_is_run_again_under_zero(strategy: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    """Its gradients stay local until all ranks have voted, so it can be dropped like any other."""
+    seen = []
+    for place in ("", "forward", "backward"):
+        run = tiny_run(tokens_per_micro_batch=96, strategy=strategy, output_dir=tmp_path / f"run_{place}")
+        seen.append(run_ranks(train_under_zero, run, cache_dir, place, (1,) if place else ())[0])
+        assert not isinstance(seen[-1], Exception), seen[-1]
+    for values, tokens in seen[1:]:
+        assert tokens == 48
+        for name, value in seen[0][0].items():
+            if "key.bias" not in name:
+                np.testing.assert_allclose(values[name], value, rtol=0, atol=5e-6, err_msg=name)
+
+
 def test_dropout_is_the_same_when_layers_are_computed_again(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     seen = []
     for layers in (0, 1, 2):

@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pal_dist"
@@ -97,18 +96,6 @@ def test_the_training_step_is_a_paragraph() -> None:
     assert step.end_lineno - step.lineno <= 40
 
 
-def test_every_accelerate_config_is_read_by_accelerate() -> None:
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    files = sorted((ROOT / "accelerate_configs").rglob("*.yaml"))
-    assert files
-    for path in files:
-        values = yaml.safe_load(path.read_text())
-        assert load_config_from_file(str(path)).num_processes == values.get("num_processes", -1)
-        assert not {"main_process_ip", "machine_rank", "num_machines", "gpu_ids"} & set(values)
-        assert path.read_text().startswith("# "), "a head comment says what it is for"
-
-
 def test_every_script_parses_and_has_help() -> None:
     scripts = sorted((ROOT / "launch").rglob("*.sh"))
     assert scripts
@@ -127,13 +114,21 @@ def test_readme_names_only_what_exists() -> None:
     words = text.replace("`", " ").split()
     known = {f"--{name}" for name in settings()} | {
         "--config", "--split", "--task", "--text", "--text_b", "--help", "--config_file", "--logdir", "--checkpoint",
-        "--bert_config", "--data_dir", *(f"--{name}" for name in PLAN_OPTIONS),
+        "--bert_config", "--data_dir", "--num_processes", *(f"--{name}" for name in PLAN_OPTIONS),
     }  # fmt: skip
     flags = {word.strip(".,;:()|") for word in words if re.match("--[a-z]", word)}
     assert flags - known == set()
     verbs = set(re.findall(r"(?:^|`)pal-dist ([a-z]+)", text, flags=re.MULTILINE))
     assert len(verbs) > 4
     assert verbs <= set(VERBS)
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    listed = set(
+        pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert listed == folders | {"pal_dist.accelerate_configs", "pal_dist.ds_configs"}
 
 
 def test_module_runs() -> None:

@@ -97,7 +97,7 @@ class TestVerb:
             (["--gpu", "t5"], "did you mean t4?"),
             (["--gpus", "none"], "--gpus takes a whole number"),
             (["--attention", "flash"], "--attention is one of sdpa, eager"),
-            (["--strategy", "zero4"], "--strategy is one of"),
+            (["--strategy", "zero4"], "--strategy zero4: there is no such strategy; did you mean zero"),
             (["--max_length", "1024"], "512 positions"),
         ],
     )

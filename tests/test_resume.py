@@ -18,7 +18,7 @@ import pal_dist.checkpoint
 import pal_dist.trainer
 from pal_dist.checkpoint import checkpoints, newest_whole
 from pal_dist.config import RunConfig
-from pal_dist.errors import StoppedError, UserError
+from pal_dist.errors import LostError, StoppedError, UserError
 from pal_dist.session import assemble
 from pal_dist.stopping import FLAG
 from pal_dist.trainer import Trainer
@@ -83,7 +83,7 @@ def killed_and_resumed(run: RunConfig, cache_dir: Path, *, seed: int, ranks: int
     died = run_ranks(fit_until_killed, run, cache_dir, place, step, ranks=ranks)
     # Who has not died yet when the other does meets a closed connection.
     assert any(isinstance(rank, Died) and rank.code == -signal.SIGKILL for rank in died), (place, step, died)
-    assert all(isinstance(rank, (Died, RuntimeError)) for rank in died), (place, step, died)
+    assert all(isinstance(rank, (Died, RuntimeError, LostError)) for rank in died), (place, step, died)
     return f"{place} {step}", run_ranks(fit, run, cache_dir, ranks=ranks)
 
 

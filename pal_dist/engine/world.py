@@ -10,7 +10,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -18,17 +19,22 @@ import torch
 from torch import distributed
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from pal_dist.errors import UserError
+from pal_dist.errors import LostError, UserError
 
 JOIN_SECONDS = 300
 """How long processes wait for each other at the start of a run: nodes of a cluster do not start at once."""
 
 TICK_SECONDS = 0.5
-LOST_SECONDS = 20.0
-"""A process whose heart has not beaten for so long is gone (its watchdog beats even while it computes)."""
+LOST_SECONDS = 120.0
+"""A process whose heart has not beaten for so long is gone. (It beats in a thread of its own, also while the process
+computes; a library that holds the interpreter while it writes a large file over a slow network may stop it a while.)"""
 
-LOST, HUNG = 74, 71
+LOST, HUNG = LostError.exit_code, 71
 """Exit codes: another process is gone, or all of them wait for each other."""
+
+
+BROKEN = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo/transport", "NCCL", "Socket")
+"""What libraries say when the other end of a connection is gone."""
 
 
 class World:
@@ -138,6 +144,21 @@ class World:
         if self.watchdog is not None:
             self.watchdog.words, self.watchdog.moved = words, time.monotonic()
 
+    @contextmanager
+    def named_losses(self) -> Iterator[None]:
+        """Turn a collective's broken connection into words: the watchdog's, who may know more, or a UserError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.ranks == 1 or not any(sign in str(error) for sign in BROKEN):
+                raise
+            if self.watchdog is not None:
+                time.sleep(6 * TICK_SECONDS)
+            raise LostError(
+                f"rank {self.rank}: another rank is gone ({_short(error)}); its own output says why. The last "
+                f"checkpoint is whole, and the same command goes on from it"
+            ) from None
+
     def abort(self, code: int, words: str) -> None:
         """Tell the other ranks, which may be waiting for this one in a collective, to end with this exit code."""
         if self.watchdog is not None:
@@ -185,9 +206,10 @@ class Watchdog(threading.Thread):
                 end(code, f"rank {self.rank} stops, because rank {rank} does: {words}")
         told: dict[int, str] = {}
         for rank in range(self.ranks):
-            if rank == self.rank or not self.store.check([f"beat/{rank}"]):
+            if rank == self.rank:
                 continue
-            text = self.store.get(f"beat/{rank}").decode()
+            beaten = self.store.check([f"beat/{rank}"])
+            text = self.store.get(f"beat/{rank}").decode() if beaten else '[0, "starting"]'
             if self.beats.get(rank, ("", 0.0))[0] != text:
                 self.beats[rank] = text, now
             told[rank] = json.loads(text)[1]
@@ -195,9 +217,12 @@ class Watchdog(threading.Thread):
                 end(LOST, f"rank {self.rank}, {self.words}: rank {rank} is gone; it was last seen {told[rank]}")
         if now - self.moved > self.hang_seconds:
             others = "; ".join(f"rank {rank} {words}" for rank, words in told.items())
+            if self.rank == 0:  # which may hold the store
+                time.sleep(4 * TICK_SECONDS)
             end(HUNG, f"rank {self.rank} {self.words} has not moved for {self.hang_seconds:.0f} s; {others}")
 
     def abort(self, code: int, words: str) -> None:
+        self.over.set()
         self.store.set("abort", json.dumps([self.rank, code, words]))
         time.sleep(3 * TICK_SECONDS)  # rank 0 may hold the store: the others read it first
 

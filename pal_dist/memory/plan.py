@@ -13,6 +13,7 @@ from pal_dist.memory.devices import Device
 from pal_dist.memory.sharding import with_strategy
 from pal_dist.memory.speed import micro_batch_cost, step_seconds
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS
+from pal_dist.strategy import read_strategy
 
 MARGIN = 0.05
 """One-sided: of 14 recorded runs 10 used more than predicted, the worst by 3.4 % (tests/test_recorded.py)."""
@@ -77,6 +78,11 @@ class Plan:
 
     correction: float = 1.0
     """Measured or traced bytes over the closed form's."""
+
+    @property
+    def is_replicated(self) -> bool:
+        """Every rank holds everything, so one rank's step is what a trace of one process says."""
+        return self.strategy == "single" or read_strategy(self.strategy).kind == "replicated"
 
     @property
     def accumulates(self) -> bool:

@@ -1,27 +1,24 @@
 """What parameters, gradients and optimizer state cost one rank under each strategy: algebra, not measured.
 
-Ours (`single`, `ddp`): float32 parameters, autocast, one buffer for the sum over ranks. DeepSpeed's ZeRO: in fp16 and
-bf16 parameters and gradients of two bytes, and float32 copies of what a rank owns; buckets sized for BERT.
-Sources: deepspeed/runtime/zero/stage_1_and_2.py, stage3.py; https://www.deepspeed.ai/docs/config-json/.
+Everything is float32 (autocast makes copies of weights as it needs them), and whole gradients are kept until the step's
+one reduction, under every strategy: that is what lets a step be run again, and what ZeRO-2 here has no advantage over
+ZeRO-1 for. Sources: the engine's own rooms; deepspeed/runtime/zero/stage_1_and_2.py, stage3.py; FSDP2's fully_shard.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pal_dist.memory.closed_form import Estimate, Levers, Shape, optimizer_bytes
 from pal_dist.memory.devices import Device
-from pal_dist.memory.tracker import GRADIENTS, OPTIMIZER, PARAMETERS, WEIGHT_COPIES
+from pal_dist.memory.tracker import GRADIENTS, OPTIMIZER, PARAMETERS
+from pal_dist.strategy import REPLICATED, Strategy, read_strategy
 
 REDUCTION_BUFFER = 128 * 1024 * 1024
-"""Bytes of the buffer through which gradients are summed over ranks (engine.py)."""
-
-BUCKET = 25_000_000
-"""Elements of a ZeRO bucket: 50 MB in half precision. DeepSpeed's default, 500 million, is as large as BERT's state."""
+"""Bytes of the buffer through which gradients are summed over ranks (engine/backend.py)."""
 
 COMMUNICATION = "communication"
-
-STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 
 
 @dataclass(frozen=True)
@@ -38,25 +35,33 @@ class Sharded:
 
 def sharded(shape: Shape, levers: Levers, strategy: str, ranks: int) -> Sharded:
     """The parts of a step's memory that do not depend on the batch."""
-    trained, width = shape.trained_parameters, 2 if levers.autocast else 4
-    ring = 2 * (ranks - 1) / ranks  # an all-reduce sends each byte about twice
-    if strategy in ("single", "ddp"):
+    spread = _read(strategy)
+    trained, own = 4 * shape.trained_parameters, 4 * shape.trained_parameters // ranks
+    ring = 2 * (ranks - 1) / ranks  # an all-reduce sends each byte about twice; so do its two halves
+    if spread.kind == "replicated":
         state = optimizer_bytes(shape, levers.optimizer)
-        buffer = min(4 * trained, REDUCTION_BUFFER) if ranks > 1 else 0
-        return Sharded(4 * shape.parameters, 4 * trained, state, buffer, int(ring * 4 * trained), 0)
-    stage, offload = int(strategy[4]), strategy.endswith("offload")
-    own = trained / ranks
-    state = 0 if offload else int(own * (4 + 8))  # the rank's float32 copy and AdamW's two moments
-    gradients = width * (trained if stage == 1 else own)
-    parameters = width * (shape.parameters / ranks if stage == 3 else shape.parameters)
-    buffers = (2 if stage < 3 else 4) * BUCKET * width  # reduce, overlapped; stage 3 also gathers and prefetches
-    if stage == 3:
-        buffers += 2 * width * shape.layer_matrices
-    traffic = ring * width * trained * (1.5 if stage == 3 else 1)
+        buffer = min(trained, REDUCTION_BUFFER) if ranks > 1 else 0
+        return Sharded(4 * shape.parameters, trained, state, buffer, int(ring * trained), 0)
+    words = 4 * shape.vocabulary * shape.hidden
+    layer = 4 * (shape.layer_matrices + shape.adapter_matrices // max(1, len(shape.adapter_layers)))
+    if spread.kind == "fsdp2":
+        root = max(0, 4 * shape.parameters - 4 * shape.layers * shape.layer_matrices)  # stays whole during a step
+        parameters = 4 * shape.parameters // ranks + root + 2 * 4 * shape.layer_matrices
+        return Sharded(parameters, trained + own, 2 * own, 2 * layer, int(1.5 * ring * trained), 0)
+    on_host = own if spread.offload else 0
+    parameters = 4 * shape.parameters
+    if spread.stage == 3:  # what this rank keeps, and the largest module, the words, while it is gathered
+        parameters = (0 if spread.offload else parameters // ranks) + max(words, layer)
+    copy = 0 if spread.offload else own  # of what this rank updates
     return Sharded(
-        int(parameters), int(gradients), state, buffers, int(traffic),
-        int(own * (width + 4)) if offload else 0,
+        parameters, trained + (0 if spread.offload else own), copy + (0 if spread.offload else 2 * own),
+        4 * spread.bucket, int((1.5 if spread.stage == 3 else 1) * ring * trained), 2 * on_host,
     )  # fmt: skip
+
+
+@lru_cache
+def _read(strategy: str) -> Strategy:
+    return REPLICATED if strategy == "single" else read_strategy(strategy)
 
 
 def with_strategy(
@@ -64,13 +69,11 @@ def with_strategy(
 ) -> Estimate:
     """The same step under a strategy: `estimate` is that of a single rank."""
     parts = sharded(shape, levers, strategy, ranks)
-    zero = strategy.startswith("zero")
     categories = {
         **estimate.categories,
         PARAMETERS: parts.parameters,
-        GRADIENTS: max(estimate.categories[GRADIENTS], parts.gradients) if not zero else parts.gradients,
+        GRADIENTS: max(estimate.categories[GRADIENTS], parts.gradients),
         OPTIMIZER: parts.state,
-        WEIGHT_COPIES: 0 if zero else estimate.categories[WEIGHT_COPIES],
         COMMUNICATION: parts.buffers + (device.communication if ranks > 1 else 0),
     }
     return Estimate(sum(categories.values()), categories)
