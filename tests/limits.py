@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from random_runs import NAMES, batch_of, random_run, shape, traced
+from ranks import in_parallel
 
 from pal_dist.batching import micro_batches
 from pal_dist.config import RunConfig
@@ -69,7 +70,7 @@ def outcome(seed: int) -> Outcome:
 
 
 if __name__ == "__main__":
-    outcomes = [outcome(seed) for seed in range(int(sys.argv[1]))]
+    outcomes = in_parallel(outcome, range(int(sys.argv[1])))
     tight = [found.share for found in outcomes if found.bottleneck]
     print(f"{len(outcomes)} runs, none over its limit; memory the bottleneck in {len(tight)}: the planned runs use "
           f"{statistics.mean(tight):.1%} of the card on average, {min(tight):.1%} to {max(tight):.1%}")  # fmt: skip

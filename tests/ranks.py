@@ -10,14 +10,33 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SECONDS = 120
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "accelerate", "deepspeed", "pal_dist.session", "ranks"])
+_context.set_forkserver_preload(
+    [
+        "setuptools", "tokenizers", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard",
+        "accelerate", "transformers.models.bert", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",
+        "deepspeed.module_inject.auto_ep_layer", "pal_dist.session", "pal_dist.engine.zero",
+        "pal_dist.engine.fully_sharded", "ranks",
+    ]
+)  # fmt: skip
+
+
+def in_parallel(function: Callable[[Any], Any], items: Iterable[Any], *, processes: int = 2) -> list[Any]:
+    """`function` of each item, in the items' order; the function must be importable."""
+    with _context.Pool(processes, initializer=_one_thread) as pool:
+        return pool.map(function, items)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def free_port() -> int:

@@ -45,6 +45,7 @@ class World:
         self.ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.store: Any = None
         self.watchdog: Watchdog | None = None
         if self.ranks > 1:
             self._join()
@@ -170,6 +171,7 @@ class World:
             self.watchdog = None
         if distributed.is_initialized():
             distributed.destroy_process_group()
+        self.store = None  # rank 0 gives its port back
 
 
 class Watchdog(threading.Thread):

@@ -16,12 +16,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from random_runs import batch_of, build, config_of, loss_of, optimizer_of, random_run, shape, traced
+from random_runs import batch_of, build, config_of, loss_of, optimizer_of, traced
+from ranks import in_parallel
+from test_closed_form import error
 from test_recorded import RECORDED, predicted_mebibytes
 from test_trace import existing, real_step
 
 from pal_dist.engine import Engine
-from pal_dist.memory.closed_form import Levers, step_bytes
+from pal_dist.memory.closed_form import Levers
 from pal_dist.memory.devices import Device
 from pal_dist.memory.tracker import Tracker
 from pal_dist.report import table
@@ -55,12 +57,7 @@ def on_this_cpu() -> None:
 
 
 def closed_form(seeds: range) -> None:
-    errors = []
-    for seed in seeds:
-        run = random_run(seed)
-        found = traced(run.config, run.levers, [batch_of(run.rows, run.length)] * run.micro_batches, run.device)
-        form = step_bytes(shape(run.config), run.levers, run.rows, run.length, accumulates=run.micro_batches > 1)
-        errors.append(form.peak / found.peak - 1)
+    errors = in_parallel(error, seeds)
     print(f"closed form against the trace on {len(errors)} random runs: {statistics.mean(map(abs, errors)):.2%} off on "
           f"average, {min(errors):+.2%} to {max(errors):+.2%}\n")  # fmt: skip
 
