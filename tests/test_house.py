@@ -114,7 +114,8 @@ def test_readme_names_only_what_exists() -> None:
     words = text.replace("`", " ").split()
     known = {f"--{name}" for name in settings()} | {
         "--config", "--split", "--task", "--text", "--text_b", "--help", "--config_file", "--logdir", "--checkpoint",
-        "--bert_config", "--data_dir", "--num_processes", *(f"--{name}" for name in PLAN_OPTIONS),
+        "--bert_config", "--data_dir", "--num_processes", "--nproc-per-node",
+        "--max-restarts", "--signal=USR1@120", *(f"--{name}" for name in PLAN_OPTIONS),
     }  # fmt: skip
     flags = {word.strip(".,;:()|") for word in words if re.match("--[a-z]", word)}
     assert flags - known == set()
