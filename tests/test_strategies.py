@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ranks import run_ranks
 from test_same_gradient import Parameters, plain_reference
+from torch.distributed.tensor import DTensor
 
 from pal_dist.config import RunConfig
+from pal_dist.memory.closed_form import Levers, shape_of
+from pal_dist.memory.sharding import sharded
+from pal_dist.model import MultiTaskBert, model_config
+from pal_dist.pretrained import read_model_config
 from pal_dist.session import assemble
+from pal_dist.tasks import resolve_tasks
 
 SHARED_OUT = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2"]
 
@@ -65,3 +73,34 @@ def test_same_parameters_as_one_process(case: str, tiny_run, cache_dir: Path, tm
             metrics = metrics or answer[1]
             for task, values in metrics.items():
                 assert answer[1][task] == pytest.approx(values, abs=1e-3, nan_ok=True), strategy
+
+
+def bytes_held(run: RunConfig, cache_dir: Path) -> int:
+    """Of all tensors that are alive between two steps, each storage once."""
+    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer.engine.model.train()
+    for served in trainer.schedule.steps(0, 2):
+        trainer.step(served)
+        trainer.state.step += 1
+    gc.collect()
+    held: dict[int, int] = {}
+    for found in gc.get_objects():
+        if isinstance(found, torch.Tensor):
+            local = found.to_local() if isinstance(found, DTensor) else found
+            held[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
+    return sum(held.values())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero3", "fsdp2"])
+def test_the_algebra_of_shares(strategy: str, minilm: Path, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    """What the planner says a rank holds, against what it holds; the planner's also has what is there for moments."""
+    run = tiny_run(model=minilm, strategy=strategy, adapter_hidden=60, adapter_heads=12)
+    config = model_config(read_model_config(minilm), resolve_tasks(run.data.tasks), run.model, 48)
+    with torch.device("meta"):
+        known = shape_of(MultiTaskBert(config), config)
+    parts = sharded(known, Levers("fp32"), strategy, 2)
+    planned = parts.parameters + parts.state + parts.buffers
+    for held in run_ranks(bytes_held, run, cache_dir):
+        assert isinstance(held, int), held
+        assert 0.6 * planned < held < 1.03 * planned
+        assert strategy != "ddp" or held == pytest.approx(planned, rel=0.01)
