@@ -1,4 +1,4 @@
-"""Law 3 by hand: random deaths by SIGKILL over all strategies; each run goes on and ends bit for bit like one that lived.
+"""Law 3 by hand: random deaths by SIGKILL over all strategies; each run goes on and ends like one that lived.
 
 python tests/bench/deaths.py 20
 """
