@@ -56,6 +56,7 @@ def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_
         waiting = [*[np.zeros(1, dtype=np.int64)] * (most - len(waiting)), *waiting]
     found: list[tuple[Rows, NDArray[np.float32]]] = []
     while waiting:
+        engine.world.progress(f"evaluating {task.name}")
         part, failure = waiting.pop(), ""
         try:
             batch = corpus.batch(task.name, part, padding_id=padding_id, multiple=engine.multiple)

@@ -250,7 +250,6 @@ class Trainer:
         budget = max(UNPLANNED_TOKENS, state.tokens_per_micro_batch)  # without gradients more goes in
         for task in self.tasks:
             if task.name in self.dev:
-                self.engine.world.progress(f"evaluating {task.name} after step {state.step}")
                 found = predict(self.engine, task, self.dev[task.name], budget=budget, padding_id=self.padding_id)
                 values = found.metrics()
                 metrics[task.name] = {task.metric: values[task.metric], **values}

@@ -75,6 +75,18 @@ def test_same_parameters_as_one_process(case: str, tiny_run, cache_dir: Path, tm
                 assert answer[1][task] == pytest.approx(values, abs=1e-3, nan_ok=True), strategy
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["zero2_offload", "zero3_offload", "fsdp2"])
+def test_alone(strategy: str, tiny_run, cache_dir: Path) -> None:
+    """One GPU whose host lends memory: no launcher, one process."""
+    run = tiny_run(max_steps=4, max_gradient_norm=0.5, strategy=strategy)
+    (answer,) = run_ranks(fit, run, cache_dir, ranks=1)
+    assert not isinstance(answer, Exception), answer
+    whole, worst = distances(answer[0], plain_reference(run, cache_dir))
+    assert whole < 1e-6
+    assert worst < 1e-5
+
+
 def fit_with_other_tasks_on_the_other_rank(run: RunConfig, cache_dir: Path) -> Parameters:
     """The second rank goes through its micro-batches, and so through the tasks, from the last to the first."""
     trainer = assemble(run, {}, cache_dir=cache_dir)

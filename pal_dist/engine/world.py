@@ -95,6 +95,8 @@ class World:
 
     def alone(self) -> None:
         """A process group of one, for engines that want a group."""
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            os.environ.setdefault(name, value)  # DeepSpeed asks for what a launcher would have set
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
@@ -180,7 +182,7 @@ class Watchdog(threading.Thread):
     def __init__(self, store: Any, rank: int, ranks: int, hang_seconds: float):
         super().__init__(daemon=True, name="watchdog")
         self.store, self.rank, self.ranks, self.hang_seconds = store.clone(), rank, ranks, hang_seconds
-        self.words, self.moved = "starting", time.monotonic()
+        self.words, self.moved = "starting", float("inf")  # reading the data may take as long as it takes
         self.over = threading.Event()
         self.beats: dict[int, tuple[str, float]] = {}
         self.start()
