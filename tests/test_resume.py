@@ -87,14 +87,19 @@ def killed_and_resumed(run: RunConfig, cache_dir: Path, *, seed: int, ranks: int
     return f"{place} {step}", run_ranks(fit, run, cache_dir, ranks=ranks)
 
 
+DEATHS = int(os.environ.get("PAL_DIST_DEATHS", "1"))
+"""Random deaths of each strategy: `PAL_DIST_DEATHS=3 pytest tests/test_resume.py -k killed` for 24 in all."""
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("death", range(DEATHS))
 @pytest.mark.parametrize("strategy", ["single", "ddp", *SHARED_OUT])
-def test_killed_at_random_and_resumed(strategy: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+def test_killed_at_random_and_resumed(strategy: str, death: int, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     ranks = 1 if strategy == "single" else 2
     name = "auto" if strategy == "single" else strategy
     clean = run_ranks(fit, tiny_run(**FLAGS, strategy=name, output_dir=tmp_path / "clean"), cache_dir, ranks=ranks)
     run = tiny_run(**FLAGS, strategy=name, output_dir=tmp_path / "killed")
-    seed = sorted(["single", "ddp", *SHARED_OUT]).index(strategy)
+    seed = 8 * death + sorted(["single", "ddp", *SHARED_OUT]).index(strategy)
     what, resumed = killed_and_resumed(run, cache_dir, seed=seed, ranks=ranks)
     for before, after in zip(clean, resumed, strict=True):
         assert not isinstance(after, Exception), (what, after)
