@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO, held to the same semantics: micro-steps add to local gradients, which are reduced once a step.
 
 DeepSpeed is spoken to directly, not through Accelerator.prepare, which steps inside of backward, replaces AdamW by an
-Adam with coupled decay under offload, and steps schedulers once a process (notes in tests/test_strategies.py).
+Adam with coupled decay under offload, and steps schedulers once a process (accelerate 1.15, accelerator.py).
 """
 
 from __future__ import annotations
