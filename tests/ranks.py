@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,11 @@ def _start(
     result.write_bytes(pickle.dumps(answer))
 
 
-def run_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2, limit: float = 0) -> list[Any]:
+def run_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2, survivors: bool = False) -> list[Any]:
     """`function(*arguments)` on every rank; their answers in rank order. An exception is an answer too.
 
-    The function must be importable (module level). Raises TimeoutError instead of hanging; with `limit`, ranks that run
-    longer than so many seconds are killed instead.
+    The function must be importable (module level). Raises TimeoutError instead of hanging; with `survivors`, ranks that
+    still run when the first one has ended are killed.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -88,13 +89,15 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2, lim
         begun = time.monotonic()
         for worker in workers:
             worker.start()
+        if survivors:
+            wait([worker.sentinel for worker in workers], SECONDS)
         for worker in workers:
-            worker.join(max(0.1, begun + (limit or SECONDS) - time.monotonic()))
+            worker.join(0.1 if survivors else max(0.1, begun + SECONDS - time.monotonic()))
         hung = [worker for worker in workers if worker.is_alive()]
         for worker in hung:
             worker.kill()
             worker.join()
-        if hung and not limit:
+        if hung and not survivors:
             raise TimeoutError(f"{len(hung)} of {ranks} ranks did not end within {SECONDS} s")
         answers: list[Any] = []
         for worker, result in zip(workers, results, strict=True):

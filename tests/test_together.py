@@ -122,7 +122,7 @@ def watch_a_silent_rank() -> Any:
 
 
 def test_a_silent_rank_is_noticed() -> None:
-    survivor, _ = run_ranks(watch_a_silent_rank, limit=15)
+    survivor, _ = run_ranks(watch_a_silent_rank, survivors=True)
     assert isinstance(survivor, Died)
     assert survivor.code == LOST
     assert "rank 1 is gone; it was last seen starting" in survivor.said
