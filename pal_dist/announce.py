@@ -24,6 +24,8 @@ def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path |
     run, engine, sampling = trainer.run, trainer.engine, trainer.schedule.sampling
     names = tuple(task.name for task in trainer.tasks)
     lines = [f"pal-dist {__version__}: run folder {trainer.folder}"]
+    if job := engine.world.job:
+        lines.append(f"Slurm job {job['slurm_job']}, started again {job['slurm_restarts']} times (SLURM_RESTART_COUNT)")
     if run.data.data_dir == "builtin":
         lines.append(
             "data: the built-in SYNTHETIC corpus; its scores show that training works, nothing about real text"

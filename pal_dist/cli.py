@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pal_dist.config import default_learning_rate
-from pal_dist.errors import DoesNotFitError, UserError
+from pal_dist.errors import DoesNotFitError, LostError, UserError
+from pal_dist.exits import leave_with
 from pal_dist.pages import ANSWER_OPTIONS, ANSWER_SETTINGS, PLAN_OPTIONS, page, shown
 from pal_dist.pretrained import find_model, read_model_config
 from pal_dist.report import table
@@ -46,19 +47,22 @@ def plan(**flags: str) -> None:
 
     found = ask(run, origins, own, cache_dir=default_cache())
     print(found.json() if as_json else found.text())
-    sys.exit(0 if found.planned.fits else DoesNotFitError.exit_code)
+    leave(0 if found.planned.fits else DoesNotFitError.exit_code)
 
 
 def profile(**flags: str) -> None:
     """Measure a few steps on the worst batch of each task against the plan; exit code 4 where they differ."""
     flags.setdefault("output_dir", "runs/profile")
+    forced = flags.pop("force_tokens", None)
+    if forced is not None and not forced.isdigit():
+        raise UserError(f"--force_tokens takes a whole number; found {forced!r}")
     run, origins = _run(flags)
     from pal_dist.profiling import profile as start
 
-    found = start(run, origins, cache_dir=default_cache())
+    found = start(run, origins, cache_dir=default_cache(), force_tokens=int(forced) if forced else None)
     for path in found.files:
         print(path)
-    sys.exit(0 if found.agrees else 4)
+    leave(0 if found.agrees else 4)
 
 
 def config(**flags: str) -> None:
@@ -157,6 +161,21 @@ def _newest_run() -> Path:
     return runs[-1].parent.parent
 
 
+def status(folder: str | None = None, **flags: str) -> None:
+    """Say how a run does, from its folder: pal-dist status RUN; a folder of runs (default: ./runs) is listed."""
+    _only(flags, {"json"})
+    from pal_dist.status import runs_below, runs_table, status_of
+
+    place = Path(folder or "runs").expanduser()
+    as_json = flags.get("json", "false").lower() == "true"
+    if (place / "status.json").is_file() or not place.is_dir():
+        one = status_of(place)
+        print(one.json() if as_json else one.text())
+        return
+    runs = runs_below(place)
+    print("\n".join(run.json() for run in runs) if as_json else runs_table(runs))
+
+
 def convert(**flags: str) -> None:
     """Read the PAL authors' checkpoint: --checkpoint FILE --bert_config FILE --tasks a,b --output_dir X."""
     known = ("checkpoint", "bert_config", "tasks", "output_dir")
@@ -172,10 +191,16 @@ def convert(**flags: str) -> None:
 
 
 def data(action: str = "", **flags: str) -> None:
-    """Get real data: pal-dist data fetch --data_dir DATA [--tasks sst,para,sts,cola,...]. Needs a network."""
-    _only(flags, {"data_dir", "tasks"})
+    """Get or prepare data: pal-dist data fetch --data_dir DATA [--tasks ...] | data tokenize [settings of train]."""
+    if action == "tokenize":
+        run, _ = _run(flags)
+        from pal_dist.session import tokenize
+
+        tokenize(run, cache_dir=default_cache())
+        return
     if action != "fetch" or "data_dir" not in flags:
-        raise UserError("use: pal-dist data fetch --data_dir FOLDER [--tasks sst,para,sts,cola,...]")
+        raise UserError("use: pal-dist data fetch --data_dir FOLDER [--tasks sst,para,sts,cola,...], or data tokenize")
+    _only(flags, {"data_dir", "tasks"})
     from pal_dist.fetch import fetch
 
     for path in fetch(Path(flags["data_dir"]).expanduser(), flags.get("tasks", "sst,cfimdb,para,sts").split(",")):
@@ -188,6 +213,7 @@ VERBS: dict[str, Verb] = {
     "profile": profile,
     "evaluate": evaluate,
     "predict": predict,
+    "status": status,
     "config": config,
     "tasks": tasks,
     "data": data,
@@ -217,14 +243,19 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _dispatch(given)
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # every rank finds the same mistake: one says it
+        # Every rank of a node finds the same mistake: one says it. A loss is seen from where one stands.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LostError):
             print(f"pal-dist: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        leave(error.exit_code)
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("\npal-dist: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        leave(130)
+
+
+def leave(code: int) -> NoReturn:
+    sys.exit(leave_with(code, os.environ.get("PAL_DIST_EXIT_FILE")))
 
 
 def _dispatch(given: list[str]) -> None:
@@ -247,7 +278,7 @@ def _dispatch(given: list[str]) -> None:
 
     def checked(*positional: str, **flags: str) -> None:
         """Fire hands over what it read; more words than the verb takes are a mistake, not a second command."""
-        takes = {"evaluate": 1, "predict": 1, "data": 1}.get(verb, 0)
+        takes = {"evaluate": 1, "predict": 1, "data": 1, "status": 1}.get(verb, 0)
         if len(positional) > takes:
             raise UserError(f"{verb} takes settings as --name value; found the loose word `{positional[takes]}`")
         VERBS[verb](*positional, **flags)

@@ -66,6 +66,12 @@ def page(verb: str | None, about: dict[str, str]) -> str:
             "A setting of train that is given is fixed; precision, optimizer, checkpointing and token budget are",
             "else searched. With --data_dir the training files' token lengths are used. Exit code 3: does not fit.",
         ]
+    if verb == "profile":
+        lines += [
+            "",
+            "  --force_tokens N",
+            "      Run micro-batches of N tokens whatever was planned: must end with exit code 4.",
+        ]
     if verb in ("train", "config", "plan", "profile"):
         lines += ["", "  --config FILE", "      A yaml of the settings below; the command line wins over it."]
         for setting in settings().values():

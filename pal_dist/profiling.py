@@ -43,14 +43,20 @@ class Profile:
     files: tuple[Path, ...]
 
 
-def profile(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Profile:
-    """Run the smoke test in the run's folder. Raises UserError as `train` does."""
+def profile(run: RunConfig, origins: dict[str, str], *, cache_dir: Path, force_tokens: int | None = None) -> Profile:
+    """Run the smoke test in the run's folder. Raises UserError as `train` does.
+
+    `force_tokens`: run micro-batches of so many tokens, whatever was planned: a proof that the test can fail.
+    """
     run = replace(
         run, memory=replace(run.memory, memory="plan_only" if run.memory.memory == "auto" else run.memory.memory)
     )
     trainer = assemble(run, origins, cache_dir=cache_dir)
     try:
-        planned = plan_of(trainer)
+        planned, budget = plan_of(trainer), trainer.state.tokens_per_micro_batch
+        if force_tokens is not None:
+            trainer.state.tokens_per_micro_batch = max(force_tokens, run.data.max_length)
+            trainer.report.lines(f"forced: micro-batches of {force_tokens:,} tokens, planned were {budget:,}")
         on_gpu = trainer.engine.device.type == "cuda"
         measured, seen, files = (_measure_on_gpu if on_gpu else _measure_on_cpu)(trainer)
         low, high = (-0.10, GPU_MARGIN) if on_gpu else (-CPU_MARGIN, CPU_MARGIN)

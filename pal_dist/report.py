@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pal_dist.files import full_disk_is_told, write_text
+from pal_dist.logbook import Logbook
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -57,15 +59,23 @@ class Report:
 
     def picture(self, name: str, image: NDArray[np.uint8]) -> None: ...
 
+    def state(self, state: str, step: int) -> None: ...
+
+    def recorded(self) -> AbstractContextManager[None]:
+        """What ends the block is written down."""
+        return nullcontext()
+
     def close(self) -> None: ...
 
 
 class RunReport(Report):
     """Writes into the run's folder and to the terminal."""
 
-    def __init__(self, folder: Path, step: int = 0):
+    def __init__(self, folder: Path, *, step: int, total_steps: int, job: Mapping[str, str]):
         """`step`: where the run goes on from; what was logged after it is dropped, for it will be logged again."""
         from torch.utils.tensorboard import SummaryWriter
+
+        self.logbook = Logbook(folder, step, total_steps, job)
 
         self.writer: SummaryWriter = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self.metrics_file = folder / "metrics.jsonl"
@@ -86,6 +96,7 @@ class RunReport(Report):
     def progress(self, step: int, total: int, entry: Mapping[str, Any]) -> None:
         """One log entry: to the files always, to the terminal as a live line, to a log file now and then."""
         self._record({"step": step, **entry})
+        self.logbook.write("training", step)
         for name, value in entry.items():
             if isinstance(value, Mapping):
                 for task, number in value.items():
@@ -117,6 +128,17 @@ class RunReport(Report):
 
     def picture(self, name: str, image: NDArray[np.uint8]) -> None:
         self.writer.add_image(name, image, 0, dataformats="HWC")
+
+    def state(self, state: str, step: int) -> None:
+        self.logbook.write(state, step)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.logbook.ended(error)
+            raise
 
     def close(self) -> None:
         self._end_line()

@@ -14,9 +14,13 @@ from pal_dist.config import RunConfig
 from pal_dist.engine import Engine
 from pal_dist.errors import UserError
 from pal_dist.files import full_disk_is_told, write_json
+from pal_dist.stopping import FLAG
 
 LOCK = ".lock"
 """File in a run's folder that the process training there holds; a killed process lets go of it."""
+
+BEFORE_A_RUN = {LOCK, FLAG, ".exit_code", ".stopped_at"}
+"""What may be in the folder of a run that has not begun: a request to stop, and what launch scripts keep there."""
 
 FREE_TO_CHANGE = {
     "output_dir",
@@ -72,7 +76,7 @@ def _open_folder(
     with full_disk_is_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
     last = None
-    if any(path.name != LOCK for path in folder.iterdir()):
+    if any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
         if run.train.resume == "no":
             raise UserError(f"--output_dir {folder} is not empty, and --resume no starts anew: choose a new folder")
         if not (folder / "config.json").is_file():

@@ -76,16 +76,25 @@ def load_corpora(
     }  # fmt: skip
 
 
+def tokenize(run: RunConfig, *, cache_dir: Path) -> None:
+    """Tokenise what training would read, once, so that no process of it has to. Raises UserError."""
+    tasks, sources = resolve_tasks(run.data.tasks), locate(run, cache_dir)
+    tokenizer = load_tokenizer(sources.model_dir)
+    load_corpora(run, tasks, "train", sources, tokenizer)
+    load_corpora(run, tasks, "dev", sources, tokenizer, optional=True)
+
+
 def train(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dict[str, Any]:
     """The whole of `pal-dist train`; returns the results, on every rank. Raises UserError."""
     trainer = assemble(run, origins, cache_dir=cache_dir)
     try:
-        with trainer.stop:
+        with trainer.stop, trainer.report.recorded():
             trainer.fit()
-        results = results_of(trainer)
-        if trainer.engine.is_main:
-            write_json(trainer.folder / "results.json", results)
-            trainer.report.lines("", *summary(results, trainer))
+            results = results_of(trainer)
+            if trainer.engine.is_main:
+                write_json(trainer.folder / "results.json", results)
+                trainer.report.state("finished", trainer.state.step)
+                trainer.report.lines("", *summary(results, trainer))
         trainer.report.close()
         trainer.engine.close()
     finally:
@@ -102,6 +111,7 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     tokenizer = load_tokenizer(sources.model_dir)
     engine = Engine(precision=run.train.precision, strategy=run.train.strategy)
     refuse(run, engine.strategy)
+    engine.world.use_all_nodes()
     engine.world.watch(60 * run.train.hang_minutes)
     corpora = load_corpora(run, tasks, "train", sources, tokenizer, progress=engine.is_main)
     dev = load_corpora(run, tasks, "dev", sources, tokenizer, optional=True, progress=engine.is_main)
@@ -138,13 +148,17 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
                 model, folder / name, values=values, source=sources.model_dir, card=card, counts=counts, metrics=metrics
             )
 
+    report = Report()
+    if engine.is_main:
+        report = RunReport(folder, step=state.step, total_steps=total, job=engine.world.job)
     trainer = Trainer(
         run, engine, tasks, list(corpora.values()), dev, schedule=schedule, total_steps=total, peak_rate=rate,
-        folder=folder, report=RunReport(folder, state.step) if engine.is_main else Report(), save=save, state=state,
+        folder=folder, report=report, save=save, state=state,
         padding_id=model.config.pad_token_id or 0, parameters=counts,
     )  # fmt: skip
-    proof = prove(trainer, planned)
-    trainer.report.lines(*before_first_step(trainer, model, resumed=last, memory=proof))
+    with report.recorded():
+        proof = prove(trainer, planned)
+    report.lines(*before_first_step(trainer, model, resumed=last, memory=proof))
     return trainer
 
 

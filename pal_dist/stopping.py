@@ -38,6 +38,11 @@ class Stop:
             return STOP
         return SAVE if self.every_seconds and time.monotonic() - self.last > self.every_seconds else GO
 
+    def granted(self) -> None:
+        """All ranks have seen the request and the checkpoint is written: the flag has done its work. A flag that is
+        there when a run starts was put there meanwhile, by a signal that came while the processes were starting."""
+        self.flag.unlink(missing_ok=True)
+
     def __enter__(self) -> Stop:
         """Listen to the signals; not in a thread of somebody's notebook, where Python does not allow it."""
         self.before = {}

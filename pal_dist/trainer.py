@@ -103,6 +103,7 @@ class Trainer:
             if asked:
                 self.checkpoint()
             if asked == STOP:
+                self.stop.granted()
                 raise StoppedError(
                     f"stopped before step {state.step + 1:,}, as asked ({self.stop.reason or 'on another rank'}); the "
                     f"checkpoint in {self.folder / 'checkpoints'} is whole, and the same command goes on from it"
@@ -147,6 +148,7 @@ class Trainer:
         else:
             self.state.seconds += time.perf_counter() - self.started
         self.engine.world.progress(f"saving after step {self.state.step}")
+        self.report.state("saving", self.state.step)
         save_checkpoint(
             self.folder / "checkpoints", self.engine, asdict(self.state), keep=self.run.train.keep_checkpoints
         )
@@ -245,6 +247,7 @@ class Trainer:
     def evaluate(self) -> bool:
         """Dev metrics of every task; keep the best model. False: patience is at its end."""
         state, begun = self.state, time.perf_counter()
+        self.report.state("evaluating", state.step)
         state.seconds += begun - self.started
         metrics: dict[str, dict[str, float]] = {}
         budget = max(UNPLANNED_TOKENS, state.tokens_per_micro_batch)  # without gradients more goes in

@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pal_dist"
 
 FLOORS = [
-    {"errors"},
+    {"errors", "exits"},
+    {"files", "engine.launched"},
     {
-        "config", "objectives", "attention", "files", "sampling", "strategy", "stopping", "memory.tracker",
+        "config", "objectives", "attention", "logbook", "sampling", "strategy", "stopping", "memory.tracker",
         "memory.allocator", "engine.world", "engine.precision",
     },
     {
@@ -25,7 +26,7 @@ FLOORS = [
         "engine.backend",
     },
     {
-        "reading", "optim", "pages", "encoder", "fetch", "adapters.none", "adapters.pal", "memory.emulation",
+        "reading", "optim", "pages", "status", "encoder", "fetch", "adapters.none", "adapters.pal", "memory.emulation",
         "engine.zero", "engine.fully_sharded",
     },
     {"data", "adapters", "memory.trace"},

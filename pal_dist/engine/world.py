@@ -19,7 +19,9 @@ import torch
 from torch import distributed
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from pal_dist.engine.launched import check_devices, check_nodes, check_ranks, job_of
 from pal_dist.errors import LostError, UserError
+from pal_dist.exits import leave_with
 
 JOIN_SECONDS = 300
 """How long processes wait for each other at the start of a run: nodes of a cluster do not start at once."""
@@ -45,8 +47,12 @@ class World:
         self.ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.job = job_of(os.environ)
+        """The batch system's words for this run; empty without one."""
         self.store: Any = None
         self.watchdog: Watchdog | None = None
+        check_ranks(os.environ, self.ranks)
+        check_devices(os.environ, torch.cuda.device_count())
         if self.ranks > 1:
             self._join()
 
@@ -92,6 +98,10 @@ class World:
                 + (f"; rank {', '.join(missing)} never came" if missing else "")
                 + ". Give every process the same --num_processes"
             )
+
+    def use_all_nodes(self) -> None:
+        """Raises UserError where the batch job has nodes that this run does not use."""
+        check_nodes(os.environ, self.ranks, self.local_ranks)
 
     def alone(self) -> None:
         """A process group of one, for engines that want a group."""
@@ -240,7 +250,7 @@ class Watchdog(threading.Thread):
 def end(code: int, words: str) -> None:
     """Leave at once, from any thread: the main one may wait in a collective for ever."""
     print(f"pal-dist: {words}", file=sys.stderr, flush=True)  # noqa: T201 (the report may be waiting too)
-    os._exit(code)
+    os._exit(leave_with(code, os.environ.get("PAL_DIST_EXIT_FILE")) or code)
 
 
 def _short(error: BaseException) -> str:
