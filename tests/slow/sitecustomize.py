@@ -1,0 +1,16 @@
+"""Put on PYTHONPATH by tests of jobs that something happens to: their steps take time, without taking the processor's."""
+
+import os
+import time
+
+from pal_dist.stopping import Stop
+
+wish = Stop.wish
+
+
+def slowly(self: Stop) -> int:
+    time.sleep(float(os.environ["PAL_DIST_TEST_STEP_SECONDS"]))
+    return wish(self)
+
+
+Stop.wish = slowly
