@@ -117,8 +117,11 @@ def start_cluster(scripts: Path, folder: Path, *, nodes: int) -> tuple[Cluster |
     if started.returncode != 0:
         return None, f"no private Slurm here: {started.stderr.strip()[-300:]}"
     environment = {
-        **os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PAL_DIST_PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        **os.environ,
+        "SLURM_CONF": str(folder / "slurm.conf"),
+        "PAL_DIST_PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+    }
     return Cluster(folder, environment), ""
 
 

@@ -5,20 +5,23 @@ Jobs that something happens to are started first, by a fixture; while they wait 
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import subprocess
-import time
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 from ranks import run_ranks
 from safetensors.torch import load_file
 from slurm_cluster import SCRIPTS, Cluster, Job, start_cluster, stop_cluster
 
+from pal_dist.config import RunConfig
 from pal_dist.session import train as train_here
 from pal_dist.settings import resolve
 
@@ -120,3 +123,114 @@ def test_after_a_lost_node(disturbed: Disturbed) -> None:
     assert int(job.show()["Restarts"]) == 1
     assert "going on after step" in job.said
     assert_same(parameters(job.run), parameters(disturbed.undisturbed.run))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_two_nodes_of_two_on_real_data(
+    strategy: str, cluster: Cluster, shared: Path, tiny_bert: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    """The same parameters as four processes of this machine that no launcher and no Slurm has started."""
+    settings = {
+        "data_dir": shared / "data", "model": tiny_bert, "cache_dir": cache_dir, "tasks": "sst,sts", "max_length": 48,
+        "batch_size": 16, "adapter_hidden": 12, "adapter_heads": 2, "max_steps": 8, "learning_rate": 1e-3,
+    }  # fmt: skip
+    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    job = cluster.submit(
+        tmp_path, "--nodes=2", "--nodelist=n1,n2", TRAIN, "--cpu", "--processes", 2, "--strategy", strategy, *words,
+        "--output_dir", "run",
+    )  # fmt: skip
+    assert job.ended() == "COMPLETED", job.said
+    assert f"strategy: {strategy} over 4 ranks" in job.said
+    texts = {name: str(value) for name, value in settings.items()}
+    run, origins = resolve({**texts, "strategy": strategy, "output_dir": str(tmp_path / "local")})
+    local = run_ranks(train_without_slurm, run, origins, cache_dir, ranks=4)
+    assert all(isinstance(answer, dict) for answer in local), local
+    assert_same(parameters(job.run), parameters(tmp_path / "local"))
+
+
+def train_without_slurm(run: RunConfig, origins: dict[str, str], cache_dir: Path) -> dict[str, Any]:
+    return train_here(run, origins, cache_dir=cache_dir)
+
+
+def test_a_killed_rank(cluster: Cluster, small: list[object], tmp_path: Path) -> None:
+    """kill -9 of rank 1 of 2: the job ends, is not put back, and says who is missing."""
+    slow = {"PYTHONPATH": str(SLOW), "PAL_DIST_TEST_STEP_SECONDS": "0.3"}
+    job = cluster.submit(tmp_path, "--nodes=2", "--nodelist=n1,n2", TRAIN, *small, **slow)
+    job.at_step(3)
+    (rank,) = (process for process in psutil.process_iter() if is_rank(process, job, 1))
+    rank.kill()
+    assert job.ended(60) == "FAILED", job.said
+    assert job.exit_code != 75
+    assert int(job.show()["Restarts"]) == 0
+    assert "exitcode  : -9" in job.said
+    assert "another rank is gone" in job.said
+    assert "exit code 74: a process or its node is gone" in job.said
+
+
+def is_rank(process: psutil.Process, job: Job, rank: int) -> bool:
+    try:
+        environment = process.environ()
+        return environment.get("SLURM_JOB_ID") == job.number and environment.get("RANK") == str(rank)
+    except psutil.Error:
+        return False
+
+
+def test_sweep(cluster: Cluster, small: list[object], tmp_path: Path) -> None:
+    """Four combinations; one folder holds something else, so that one fails, and it alone."""
+    foreign = tmp_path / "sweep" / "sampling_sqrt-seed_0"
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.tex").touch()
+    at = small.index("--output_dir")
+    settings = [*small[:at], *small[at + 2 :], "--max_steps", 3]
+    first = cluster.submit(
+        tmp_path, "--array=0-3%2", SCRIPTS / "sweep.sbatch", "--samplings", "round_robin,sqrt", "--seeds", "0,1",
+        "--sweep_dir", "sweep", *settings,
+    )  # fmt: skip
+    elements = [Job(cluster, f"{first.number}_{index}", tmp_path) for index in range(4)]
+    states = [element.ended() for element in elements]
+    assert states == ["COMPLETED", "COMPLETED", "FAILED", "COMPLETED"], first.said
+    assert elements[2].exit_code == 2
+    assert "sampling_sqrt-seed_0 holds files that are no run of pal-dist" in first.said
+    listed = subprocess.run([sys.executable, "-m", "pal_dist", "status", tmp_path / "sweep"], capture_output=True,
+                            text=True, check=True).stdout  # fmt: skip
+    assert listed.count("finished") == 3
+
+
+@pytest.mark.parametrize(("forced", "code"), [([], 0), (["--force_tokens", 300], 4)])
+def test_memory_smoke(forced: list[object], code: int, cluster: Cluster, small: list[object], tmp_path: Path) -> None:
+    job = cluster.submit(tmp_path, SCRIPTS / "memory_smoke.sbatch", *small, *forced, "--tokens_per_micro_batch", 96)
+    assert job.ended() == ("FAILED" if code else "COMPLETED"), job.said
+    assert job.exit_code == code
+    assert ("measured DIFFERS from the plan" if code else "measured agrees with the plan") in job.said
+    assert (job.run / "profile.json").is_file()
+
+
+OVER_NODES = "--num_machines 2 --num_processes 2 --machine_rank $SLURM_NODEID --main_process_ip n1 --main_process_port"
+
+TRAPS = {
+    "cpu flag": (f"--cpu {OVER_NODES} 21001", "srun started 2 tasks on n[1-2], but this process was told of 1"),
+    "no multi_gpu": (f"{OVER_NODES} 21002", "srun started 2 tasks on n[1-2], but this process was told of 1"),
+    "no srun": ("--multi_gpu --num_machines 1 --num_processes 2 --main_process_port 21003",
+                "the job has 2 nodes (n[1-2]), but only this one would train: was srun forgotten?"),
+    "deepspeed on CPU": (f"--use_deepspeed --deepspeed_multinode_launcher standard {OVER_NODES} 21004",
+                         "the launcher asks for DeepSpeed without a deepspeed_config_file"),
+    "multi_gpu on CPU": (f"--multi_gpu {OVER_NODES} 21005", ""),
+}  # fmt: skip
+"""What a person may write instead of our scripts: each node trained by itself, and the job was COMPLETED."""
+
+
+def test_silent_traps_have_a_name(cluster: Cluster, small: list[object], tmp_path: Path) -> None:
+    """The last one needs no error: it trains on both nodes together."""
+    settings = " ".join(map(str, [*(word for word in small if word != "--cpu"), "--max_steps", 3]))
+    jobs = {}
+    for name, (options, _) in TRAPS.items():
+        launch = f"{sys.executable} -m accelerate.commands.launch --mixed_precision no --dynamo_backend no {options}"
+        line = f"{launch} -m pal_dist train {settings}"
+        started = line if name == "no srun" else f"srun bash -c '{line}'"  # $SLURM_NODEID is each node's own
+        jobs[name] = cluster.submit(tmp_path / name.replace(" ", "_"), "--nodes=2", "--nodelist=n1,n2",
+                                    "--ntasks-per-node=1", "--output=said.out", f"--wrap={started}")  # fmt: skip
+    for name, (_, words) in TRAPS.items():
+        assert jobs[name].ended() == ("FAILED" if words else "COMPLETED"), jobs[name].said
+        assert words in jobs[name].said
+        if not words:
+            assert json.loads((jobs[name].run / "results.json").read_text())["ranks"] == 2

@@ -1,4 +1,4 @@
-"""Put on PYTHONPATH by tests of jobs that something happens to: their steps take time, without taking the processor's."""
+"""Put on PYTHONPATH by tests of jobs that something happens to: their steps take time, but no processor's."""
 
 import os
 import time
