@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pal_dist.config import default_learning_rate
-from pal_dist.errors import DoesNotFitError, LostError, UserError
+from pal_dist.errors import DoesNotFitError, LostError, StoppedError, UserError
 from pal_dist.exits import leave_with
 from pal_dist.pages import ANSWER_OPTIONS, ANSWER_SETTINGS, PLAN_OPTIONS, page, shown
 from pal_dist.pretrained import find_model, read_model_config
@@ -243,8 +243,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _dispatch(given)
     except UserError as error:
-        # Every rank of a node finds the same mistake: one says it. A loss is seen from where one stands.
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LostError):
+        # Every rank of a node finds the same mistake, and one says it; what all ranks agreed on, one of all; a loss is
+        # seen from where one stands.
+        rank = os.environ.get("RANK" if isinstance(error, StoppedError) else "LOCAL_RANK", "0")
+        if rank == "0" or isinstance(error, LostError):
             print(f"pal-dist: {error}", file=sys.stderr)
         leave(error.exit_code)
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
