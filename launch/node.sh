@@ -37,7 +37,7 @@ fi
 command+=(-m pal_dist "$VERB" "${SETTINGS[@]}")
 
 if [ "$DRY_RUN" = 1 ]; then
-  echo "# node $RANK of $NODES: $PROCESSES processes on $([ "$GPUS" = 0 ] && echo processors || echo "$GPUS GPUs"), $((NODES * PROCESSES)) in all"
+  echo "# node $RANK of $NODES: $PROCESSES of $((NODES * PROCESSES)) processes, on $([ "$GPUS" = 0 ] && echo processors || echo GPUs)"
   for name in OMP_NUM_THREADS PYTORCH_CUDA_ALLOC_CONF NCCL_DEBUG PAL_DIST_EXPECTED_RANKS PAL_DIST_EXPECTED_GPUS; do
     printf '%s=%s ' "$name" "${!name}"
   done

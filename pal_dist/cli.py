@@ -10,13 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pal_dist.config import default_learning_rate
 from pal_dist.errors import DoesNotFitError, LostError, StoppedError, UserError
 from pal_dist.exits import leave_with
-from pal_dist.pages import ANSWER_OPTIONS, ANSWER_SETTINGS, PLAN_OPTIONS, page, shown
-from pal_dist.pretrained import find_model, read_model_config
+from pal_dist.pages import ANSWER_OPTIONS, ANSWER_SETTINGS, PLAN_OPTIONS, page
 from pal_dist.report import table
-from pal_dist.settings import resolve, settings
+from pal_dist.settings import resolve
 
 Verb = Callable[..., None]
 
@@ -50,6 +48,21 @@ def plan(**flags: str) -> None:
     leave(0 if found.planned.fits else DoesNotFitError.exit_code)
 
 
+def launch(*words: str) -> None:
+    """Run on one machine or many: pal-dist launch --nodes 2 --gpus_per_node 4 --gpu t4 -- train [settings of train]."""
+    from pal_dist.launching import fits, preview, read_launch, start
+
+    asked = read_launch(words, os.environ)
+    fits(asked, default_cache())
+    if asked.dry_run:
+        print(preview(asked))
+        return
+    code, said = start(asked)
+    if said:
+        print(said)
+    leave(code)
+
+
 def profile(**flags: str) -> None:
     """Measure a few steps on the worst batch of each task against the plan; exit code 4 where they differ."""
     flags.setdefault("output_dir", "runs/profile")
@@ -68,37 +81,17 @@ def profile(**flags: str) -> None:
 def config(**flags: str) -> None:
     """Show every setting's effective value and where it came from, without starting anything."""
     run, origins = _run(flags)
-    values = {name: value for section in run.to_dict().values() for name, value in section.items()}
-    values["cache_dir"] = values["cache_dir"] or default_cache()
-    if values["learning_rate"] is None and (width := _encoder_width(run.model.model)):
-        values["learning_rate"] = default_learning_rate(run.train.mode, width)
-        origins["learning_rate"] = f"default ({run.train.mode}, width {width})"
-    rows = [[settings()[name].section, name, shown(value), origins[name]] for name, value in values.items()]
-    print(table(["section", "setting", "value", "origin"], rows))
+    from pal_dist.listing import settings_table
 
-
-def _encoder_width(model: str) -> int | None:
-    """Width of an encoder that is here already; a name on the hub is not fetched just to be shown."""
-    if model != "minilm" and not Path(model).is_dir():
-        return None
-    try:
-        return int(read_model_config(find_model(model))["hidden_size"])
-    except (UserError, KeyError):
-        return None
+    print(settings_table(run, origins, cache_dir=default_cache()))
 
 
 def tasks(**flags: str) -> None:
     """List the tasks of the table, or those of --tasks: what they predict and which files they read."""
     _only(flags, {"tasks"})
-    from pal_dist.tasks import TASKS, resolve_tasks
+    from pal_dist.listing import tasks_table
 
-    chosen = resolve_tasks(flags["tasks"].split(",")) if flags.get("tasks") else tuple(TASKS.values())
-    rows = []
-    for task in chosen:
-        objective = json.dumps(task.objective.to_dict()).strip("{}").replace('"', "")
-        texts = str(task.text_a) if task.text_b is None else f"{task.text_a}, {task.text_b}"
-        rows.append([task.name, objective, task.metric, texts, str(task.label), " ".join(task.files.values())])
-    print(table(["task", "predicts", "headline metric", "texts", "label", "files"], rows))
+    print(tasks_table(flags.get("tasks")))
 
 
 def evaluate(run: str | None = None, **flags: str) -> None:
@@ -210,6 +203,7 @@ def data(action: str = "", **flags: str) -> None:
 VERBS: dict[str, Verb] = {
     "train": train,
     "plan": plan,
+    "launch": launch,
     "profile": profile,
     "evaluate": evaluate,
     "predict": predict,
@@ -274,6 +268,9 @@ def _dispatch(given: list[str]) -> None:
         )
     if "--help" in given or "-h" in given:
         print(page(verb, _about()))
+        return
+    if verb == "launch":  # Fire keeps what follows `--` for itself
+        launch(*given[1:])
         return
     import fire
     from fire.decorators import SetParseFn

@@ -42,6 +42,23 @@ PLAN_OPTIONS = {
 """What plan takes beside the settings of train."""
 
 
+LAUNCH_OPTIONS = {
+    "on": "slurm, local, kubernetes or skypilot (default: slurm where there is sbatch, else local).",
+    "nodes": "Machines (default: 1).",
+    "gpus_per_node": "GPUs of each (default: 1; local: all there are). 0: train on processors.",
+    "processes": "Processes on each node (default: one per GPU; 1 without).",
+    "strategy": "A name of accelerate_configs or a yaml's path (default: ddp).",
+    "gpu": "Kind of GPU that the run is planned for, as in `pal-dist plan --help`; SkyPilot rents it.",
+    "plan": "off: submit without planning.",
+    "extra": 'Words for sbatch, kubectl or sky, in quotes: --extra "--partition=long --time=8:00:00".',
+    "name": "Kubernetes, SkyPilot: name of the job (default: pal-dist).",
+    "image": "Kubernetes: image with pal-dist (launch/kubernetes/Dockerfile).",
+    "claim": "Kubernetes: PersistentVolumeClaim that holds runs and data.",
+    "dry_run": "Print what would be submitted and what each node would run; submit nothing.",
+}
+"""What launch takes before the `--`."""
+
+
 def shown(value: Any) -> str:
     """A setting's value as the command line writes it."""
     if isinstance(value, (list, tuple)):
@@ -66,6 +83,9 @@ def page(verb: str | None, about: dict[str, str]) -> str:
             "A setting of train that is given is fixed; precision, optimizer, checkpointing and token budget are",
             "else searched. With --data_dir the training files' token lengths are used. Exit code 3: does not fit.",
         ]
+    if verb == "launch":
+        lines += ["", *(f"  --{name}\n      {text}" for name, text in LAUNCH_OPTIONS.items())]
+        lines += ["", "After `--`: train, profile, doctor or evaluate, and the settings of that verb."]
     if verb == "profile":
         lines += [
             "",

@@ -29,8 +29,8 @@ FLOORS = [
         "reading", "optim", "pages", "status", "encoder", "fetch", "adapters.none", "adapters.pal", "memory.emulation",
         "engine.zero", "engine.fully_sharded",
     },
-    {"data", "adapters", "memory.trace"},
-    {"model", "engine", "memory", "memory.closed_form"},
+    {"data", "adapters", "memory.trace", "listing"},
+    {"model", "engine", "memory", "memory.closed_form", "manifests"},
     {"memory.guard", "export", "convert", "memory.sharding"},
     {"evaluate", "checkpoint", "memory.probe", "memory.speed", "memory.picture"},
     {"trainer", "memory.plan"},
@@ -38,6 +38,7 @@ FLOORS = [
     {"announce", "fitting", "run_folder"},
     {"session"},
     {"answers", "plans", "profiling"},
+    {"launching"},
     {"cli"},
     {"__main__"},
 ]  # fmt: skip
