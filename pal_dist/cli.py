@@ -63,6 +63,18 @@ def launch(*words: str) -> None:
     leave(code)
 
 
+def doctor(**flags: str) -> None:
+    """Will runs work here? Versions, devices, memory, disks, network, two steps of training. Exit code 1: no."""
+    as_json = flags.pop("json", "false").lower() == "true"
+    run, _ = _run(flags)
+    from pal_dist.doctor import examine
+
+    found = examine(run, cache_dir=default_cache(), rank=int(os.environ.get("RANK", "0")))
+    if found.is_main:
+        print(found.json() if as_json else found.text())
+    leave(found.exit_code)
+
+
 def profile(**flags: str) -> None:
     """Measure a few steps on the worst batch of each task against the plan; exit code 4 where they differ."""
     flags.setdefault("output_dir", "runs/profile")
@@ -204,6 +216,7 @@ VERBS: dict[str, Verb] = {
     "train": train,
     "plan": plan,
     "launch": launch,
+    "doctor": doctor,
     "profile": profile,
     "evaluate": evaluate,
     "predict": predict,

@@ -136,7 +136,7 @@ def fits(launch: Launch, cache_dir: Path) -> None:
     found = ask(run, origins, asked, cache_dir=cache_dir)
     if not found.planned.fits:
         raise DoesNotFitError(f"not submitted.\n{found.text()}")
-    say(found.text().split("\n\n")[0])
+    say("\n".join(found.text().split("\n\n")[:2]))
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:

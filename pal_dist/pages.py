@@ -92,7 +92,9 @@ def page(verb: str | None, about: dict[str, str]) -> str:
             "  --force_tokens N",
             "      Run micro-batches of N tokens whatever was planned: must end with exit code 4.",
         ]
-    if verb in ("train", "config", "plan", "profile"):
+    if verb in ("doctor", "status"):
+        lines += ["", "  --json true", "      JSON, for programs."]
+    if verb in ("train", "config", "plan", "profile", "doctor"):
         lines += ["", "  --config FILE", "      A yaml of the settings below; the command line wins over it."]
         for setting in settings().values():
             lines.append(f"  --{setting.name} {describe(setting.kind)}   (default: {shown(setting.default)})")

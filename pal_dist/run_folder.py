@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,13 @@ from pal_dist.stopping import FLAG
 LOCK = ".lock"
 """File in a run's folder that the process training there holds; a killed process lets go of it."""
 
-BEFORE_A_RUN = {LOCK, FLAG, ".exit_code", ".stopped_at"}
+MARK = ".seen"
+"""What rank 0 writes there for the others to find: all of them must mean the same folder."""
+
+SEEN_WITHIN = 30.0
+"""Seconds until the others find it: network file systems show a new file late."""
+
+BEFORE_A_RUN = {LOCK, FLAG, MARK, ".exit_code", ".stopped_at"}
 """What may be in the folder of a run that has not begun: a request to stop, and what launch scripts keep there."""
 
 FREE_TO_CHANGE = {
@@ -47,7 +55,7 @@ def open_folder(
 
     `content` are the hashes of the corpora: a run never goes on with other data than it began with.
 
-    Raises UserError, on every rank, where the folder holds something else.
+    Raises UserError, on every rank, where the folder holds something else, or is not the same for all of them.
     """
     answer: Any = None
     if engine.is_main:
@@ -60,7 +68,30 @@ def open_folder(
     if isinstance(answer, UserError):
         raise answer
     folder, last = answer
+    _seen_by_all(folder, engine)
     return folder, last
+
+
+def _seen_by_all(folder: Path, engine: Engine) -> None:
+    """Every rank writes its part of a checkpoint there, hours later: what is not shared shows now."""
+    if engine.ranks == 1:
+        return
+    mark = folder / MARK
+    if engine.is_main:
+        mark.write_text(str(time.time_ns()), encoding="utf-8")
+    written = engine.gather(mark.read_text(encoding="utf-8") if engine.is_main else "")[0]
+    seen, end = False, time.monotonic() + SEEN_WITHIN
+    while not (seen := mark.is_file() and mark.read_text(encoding="utf-8") == written) and time.monotonic() < end:
+        time.sleep(0.2)
+    everyone = engine.gather((socket.gethostname(), seen))
+    if engine.is_main:
+        mark.unlink()
+    blind = next((rank for rank, (_, saw) in enumerate(everyone) if not saw), None)
+    if blind is not None:
+        raise UserError(
+            f"--output_dir {folder}: rank {blind} on {everyone[blind][0]} does not see what rank 0 on {everyone[0][0]} "
+            "wrote there; name a folder, from the root on, of a file system that all nodes share"
+        )
 
 
 def _open_folder(

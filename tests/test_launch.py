@@ -112,7 +112,8 @@ def test_launch_dry_run(place: str, capsys: pytest.CaptureFixture[str], monkeypa
     [
         (["--nodes", "2", "--on", "slurm", "--", "train"], 2, "which GPU have the nodes? Name its kind, --gpu t4"),
         (["--gpu", "t4", "--on", "slurm", "--", "train", "--model", "bert-large-uncased", "--precision", "fp32",
-          "--optimizer", "adamw", "--max_length", "512", "--tokens_per_micro_batch", "65536"], 3, "not submitted"),
+          "--optimizer", "adamw", "--max_length", "512", "--tokens_per_micro_batch", "65536",
+          "--checkpoint_layers", "0"], 3, "not submitted"),
         (["--nods", "2", "--", "train"], 2, "unknown setting --nods"),
         (["--nodes", "0", "--", "train"], 2, "--nodes takes a whole number"),
         (["--nodes", "2", "--on", "local", "--", "train"], 2, "--nodes 2 on this one machine"),
@@ -123,7 +124,11 @@ def test_launch_dry_run(place: str, capsys: pytest.CaptureFixture[str], monkeypa
         (["--on", "kubernetes", "--gpus_per_node", "0", "--", "train"], 2, "there is no `kubectl` here"),
     ],
 )  # fmt: skip
-def test_launch_refuses(words: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_launch_refuses(
+    words: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", str(tmp_path))  # no tool of a scheduler
     with pytest.raises(SystemExit) as caught:
         main(["launch", *words])
     assert caught.value.code == code

@@ -145,9 +145,10 @@ def test_the_notebook() -> None:
     for cell in cells:
         assert cell.outputs == []
         assert cell.execution_count is None
-        python = [line for line in cell.source.splitlines() if not line.startswith(("!", "%"))]
+        source = cell.source.replace("\\\n", "")
+        python = [line for line in source.splitlines() if not line.startswith(("!", "%"))]
         compile("\n".join(python), "cell", "exec")
-        commands += re.findall(r"^!pal-dist (.*)", cell.source, flags=re.MULTILINE)
+        commands += re.findall(r"^!pal-dist (.*)", source, flags=re.MULTILINE)
     assert {command.split()[0] for command in commands} >= {"doctor", "plan", "train", "predict", "status"}
     for command in commands:
         assert command.split()[0] in VERBS

@@ -31,13 +31,7 @@ class Engine:
     """One rank's hands: puts things on its device, runs them in the run's precision, meets the other ranks."""
 
     def __init__(self, *, precision: str = "auto", strategy: str = "auto"):
-        # Said before Accelerate looks: without it, processes of a CPU launch each believe they are alone.
-        if not torch.cuda.is_available():
-            os.environ["ACCELERATE_USE_CPU"] = "true"
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, once imported, warns that it guessed
-            keep_freed_memory()
-        # Read when CUDA is first used: cached blocks of one size can then serve batches of another.
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        prepare_environment()
         self.strategy = choose_strategy(strategy, os.environ)
         for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):  # ours to do: see zero.py
             os.environ.pop(name, None)
@@ -207,6 +201,16 @@ class Engine:
         """Leave the other ranks."""
         self.release()
         self.world.leave()
+
+
+def prepare_environment() -> None:
+    """What libraries read when they are first imported or used; to be called before that."""
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # without it, processes of a CPU launch each believe they are alone
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it guessed
+        keep_freed_memory()
+    # Read when CUDA is first used: cached blocks of one size can then serve batches of another.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def keep_freed_memory() -> None:
