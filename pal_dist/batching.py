@@ -6,9 +6,12 @@ ranks, so neither changes the gradient. No torch here.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,59 +94,157 @@ class Schedule:
 
 
 def cut(
-    lengths: NDArray[np.int32], *, budget: int, ranks: int = 1, multiple: int = 1, cost: int = MICRO_BATCH_COST
-) -> list[list[Rows]]:
+    lengths: NDArray[np.int32], *, budget: int, ranks: int = 1, multiple: int = 1, cost: int = MICRO_BATCH_COST,
+    loads: NDArray[np.int64] | None = None,
+) -> list[list[Rows]]:  # fmt: skip
     """Cut examples into micro-batches: result[micro_step][rank] are positions in `lengths` (empty: a filler's place).
 
-    A micro-step takes neighbours in length and deals them out to the ranks, so all ranks get the same number of
-    micro-batches of nearly the same size. Each holds at most `budget` tokens, padding to `multiple` included (a single
-    longer example stands alone). Among all such cuts this is the cheapest: padded tokens plus `cost` each.
+    A micro-batch holds neighbours in length, at most `budget` tokens of them, padding to `multiple` included (a longer
+    example stands alone). One rank gets the cheapest of all such cuts: padded tokens plus `cost` each. Several ranks
+    get the same number of micro-batches each, of nearly one size; that number is what costs the slowest rank least.
+
+    Args:
+        loads: what each rank has from earlier tasks of the step, shape (ranks,), in tokens with padding plus tokens
+            without; it is added to. Larger micro-batches go to ranks that have less.
     """
     order, padded = _longest_first(lengths, multiple)
-    count = len(order)
-    least = np.zeros(count + 1)  # least cost of everything from a position on; the longest of a run stands first
-    after = np.zeros(count, dtype=np.int64)
-    for first in range(count - 1, -1, -1):
-        per_rank = max(1, budget // int(padded[first]))
-        ends = np.arange(first + 1, min(first + per_rank * ranks, count) + 1)
-        costs = -(-(ends - first) // ranks) * padded[first] + cost + least[ends]
-        best = int(costs.argmin())
-        least[first], after[first] = costs[best], ends[best]
+    sizes = padded.tolist()
+    firsts = _cheapest(sizes, budget, cost) if ranks == 1 else _even(sizes, budget, ranks, cost)
+    pieces = [order[first:last] for first, last in pairwise([*firsts, len(order)])]
+    useful = np.add.reduceat(lengths[order], firsts, dtype=np.int64)
+    weights = np.diff([*firsts, len(order)]) * padded[firsts] + useful
+    loads = np.zeros(ranks, dtype=np.int64) if loads is None else loads
+    heaviest = np.argsort(-weights, kind="stable")
     steps: list[list[Rows]] = []
-    first = 0
-    while first < count:
-        rows = order[first : after[first]]
-        # Whoever gets the odd example more changes from one micro-step to the next.
-        steps.append([rows[(rank + len(steps)) % ranks :: ranks] for rank in range(ranks)])
-        first = int(after[first])
+    for start in range(0, len(pieces), ranks):
+        dealt = heaviest[start : start + ranks]
+        takers = np.argsort(loads, kind="stable")[: len(dealt)]
+        loads[takers] += weights[dealt]
+        hands = [order[:0]] * ranks
+        for rank, piece in zip(takers.tolist(), dealt.tolist(), strict=True):
+            hands[rank] = pieces[piece]
+        steps.append(hands)
     return steps
 
 
+def _cheapest(sizes: list[int], budget: int, cost: int) -> list[int]:
+    """First positions of the pieces that cost least. `sizes` are padded lengths, the longest first."""
+    padded, count = np.asarray(sizes), len(sizes)
+    least = np.zeros(count + 1)  # least cost of everything from a position on; the longest of a piece stands first
+    after = np.zeros(count, dtype=np.int64)
+    for first in range(count - 1, -1, -1):
+        ends = np.arange(first + 1, min(first + max(1, budget // sizes[first]), count) + 1)
+        costs = (ends - first) * padded[first] + cost + least[ends]
+        best = int(costs.argmin())
+        least[first], after[first] = costs[best], ends[best]
+    firsts = [0]
+    while (following := int(after[firsts[-1]])) < count:
+        firsts.append(following)
+    return firsts
+
+
+def _even(sizes: list[int], budget: int, ranks: int, cost: int) -> list[int]:
+    """First positions of the same number of pieces for each rank, none of which waits long for another.
+
+    For every number that may pay, the largest piece is made as small as can be; what the last one falls short of it is
+    then shared by all. Every rank does this in every step: trying every end of every piece, as for one rank, would take
+    longer than the step where ranks are many.
+    """
+    count, tokens = len(sizes), sum(sizes)
+    best: tuple[float, int, int] | None = None
+    each = max(1, tokens // (ranks * budget))
+    while best is None or (each * ranks < count + ranks and tokens / ranks + each * cost < best[0]):
+        low, high = min(budget, -(-tokens // (each * ranks))), budget
+        if _filled(sizes, high, each * ranks):
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if _filled(sizes, middle, each * ranks) else (middle + 1, high)
+            found = each * (max(high, sizes[0]) + cost), high, each * ranks
+            best = found if best is None else min(best, found)
+        each += 1
+    _, largest, pieces = best
+    return _levelled(sizes, _filled(sizes, largest, pieces), largest, min(pieces, count))
+
+
+def _filled(sizes: list[int], largest: int, most: int) -> list[int]:
+    """First positions of pieces filled up to `largest` tokens one by one; empty where `most` are not enough."""
+    firsts, at, count = [0], 0, len(sizes)
+    while (at := at + (largest // sizes[at] or 1)) < count:
+        firsts.append(at)
+        if len(firsts) > most:
+            return []
+    return firsts
+
+
+def _levelled(sizes: list[int], firsts: list[int], largest: int, pieces: int) -> list[int]:
+    """The same examples in exactly so many `pieces`, of nearly the mean size, none above `largest`.
+
+    From the shortest examples on, where one more or less is little: pieces begin earlier than before, never later, so
+    what is left for those before them fits.
+    """
+    count = len(sizes)
+    firsts = firsts + [count] * (pieces - len(firsts))
+    filled = sum((last - first) * sizes[first] for first, last in pairwise([*firsts, count]) if last > first)
+    before = np.cumsum([0, *sizes]) * (filled / sum(sizes))  # tokens before a position, padding within pieces included
+    last = count
+    for piece in range(pieces - 1, 0, -1):
+        target = float(before[last]) / (piece + 1)
+        # Sizes of a piece of 1, 2, ... examples that ends here: they rise in both factors.
+        most = min(last - piece, int(2 * target / sizes[last - 1]) + 2)
+        rows = bisect_right(range(1, most), target, key=lambda rows: rows * sizes[last - rows]) or 1
+        size, larger = rows * sizes[last - rows], (rows + 1) * sizes[last - rows - 1]
+        if rows < most and larger <= largest and larger - target < target - size:
+            rows += 1
+        last = firsts[piece] = min(last - rows, firsts[piece])
+    return firsts
+
+
 def _longest_first(lengths: NDArray[np.int32], multiple: int) -> tuple[Rows, NDArray[np.int64]]:
+    """Positions by falling padded length, and those lengths. Among equals long and short alternate: every run of
+    neighbours then holds about as much text."""
+    padded = -(-lengths.astype(np.int64) // multiple) * multiple
     order = np.argsort(-lengths, kind="stable")
-    return order, -(-lengths[order].astype(np.int64) // multiple) * multiple
+    ends = [0, *(np.flatnonzero(np.diff(padded[order])) + 1).tolist(), len(order)]
+    for first, last in pairwise(ends) if multiple > 1 else ():
+        order[first:last] = order[first:last][_alternating(last - first)]
+    return order, padded[order]
+
+
+@lru_cache(maxsize=1024)
+def _alternating(count: int) -> NDArray[np.int64]:
+    """A permutation of which every run is spread evenly: steps of the golden section around `count` places."""
+    step = next(step for step in range(max(1, round(0.618 * count)), 2 * count + 1) if gcd(step, count) == 1)
+    return np.arange(count) * step % count
+
+
+def deal(
+    served: list[tuple[int, Rows]], lengths: list[NDArray[np.int32]], *, budget: int, ranks: int, multiple: int,
+    cost: int = MICRO_BATCH_COST,
+) -> Iterator[tuple[int, Rows, list[Rows]]]:  # fmt: skip
+    """(task, its rows, each rank's positions in them) of every micro-step, tasks in the order in which they are served.
+
+    Every rank works this out for all ranks, since what it gets depends on what the others have; nothing but lengths is
+    looked at.
+    """
+    loads = np.zeros(ranks, dtype=np.int64)
+    for task, rows in served:
+        for hands in cut(lengths[task][rows], budget=budget, ranks=ranks, multiple=multiple, cost=cost, loads=loads):
+            yield task, rows, hands
 
 
 def micro_batches(
-    served: list[tuple[int, Rows]],
-    lengths: list[NDArray[np.int32]],
-    *,
-    budget: int,
-    rank: int,
-    ranks: int,
-    multiple: int,
-    cost: int = MICRO_BATCH_COST,
-) -> list[MicroBatch]:
+    served: list[tuple[int, Rows]], lengths: list[NDArray[np.int32]], *, budget: int, rank: int, ranks: int,
+    multiple: int, cost: int = MICRO_BATCH_COST,
+) -> list[MicroBatch]:  # fmt: skip
     """This rank's micro-batches of one step: the same number, tasks in the same order, on every rank."""
-    mine: list[MicroBatch] = []
-    for task, rows in served:
-        for step in cut(lengths[task][rows], budget=budget, ranks=ranks, multiple=multiple, cost=cost):
-            places = step[rank]
-            if len(places):
-                mine.append(MicroBatch(task, rows[places]))
-            else:
-                mine.append(MicroBatch(task, rows[:1], filler=True))
-    return mine
+    steps = deal(served, lengths, budget=budget, ranks=ranks, multiple=multiple, cost=cost)
+    return [_micro_batch(task, rows, hands[rank], lengths[task]) for task, rows, hands in steps]
+
+
+def _micro_batch(task: int, rows: Rows, places: Rows, lengths: NDArray[np.int32]) -> MicroBatch:
+    if len(places):
+        return MicroBatch(task, rows[places])
+    return MicroBatch(task, rows[[lengths[rows].argmin()]], filler=True)  # the least that can keep a rank in step
 
 
 def evaluation_batches(lengths: NDArray[np.int32], *, budget: int, rank: int, ranks: int, multiple: int) -> list[Rows]:
