@@ -34,7 +34,8 @@ PLAN_OPTIONS = {
     "gpu": "Kind of GPU: t4, p100, v100-16, v100-32, a10g, l4, rtx3090, rtx4090, a100-40, a100-80, h100, h200, or cpu; "
     "by default the one at hand.",
     "gpus": "GPUs of each node (default: 1).",
-    "nodes": "Nodes (default: 1).",
+    "nodes": "Nodes (default: 1). With several GPUs or nodes, a step's time on 1, 2, 4, ... of them is estimated too.",
+    "network": "Gbit/s between nodes, of all network cards of one (default: as clouds rent such GPUs).",
     "attention": "sdpa (fused, what pal-dist runs on GPUs) or eager (every score kept, as older programs do).",
     "task_graphs": "Task graphs alive at once (default: 1); as many as tasks for methods that keep them all.",
     "json": "true: one line of JSON.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pal_dist.engine import Engine
 from pal_dist.errors import UserError
 from pal_dist.memory.devices import GIBIBYTE, Device, find_device
 from pal_dist.memory.plan import Choices, Machine, Plan, candidates, cures, nearest_misfit
+from pal_dist.memory.scaling import CHECKPOINT_STEPS, STORAGE, Scaled, strong, weak
 from pal_dist.model import check_options, model_config
 from pal_dist.planning import Planned, as_record, free_choices, in_flags, search, trace_plan, work_of
 from pal_dist.pretrained import KNOWN_ENCODERS, encoder_config
@@ -36,6 +37,8 @@ class Question:
     gpu: str | None = None
     gpus: int = 1
     nodes: int = 1
+    network: float | None = None
+    """1e9 bytes a second between nodes; None: the device's assumption."""
     attention: str = "sdpa"
     task_graphs: int = 1
 
@@ -64,7 +67,7 @@ def ask(run: RunConfig, origins: dict[str, str], options: dict[str, str], *, cac
     question = Question(
         run, origins, gpu=options.get("gpu"), attention=_one_of("attention", options, ("sdpa", "eager")) or "sdpa",
         gpus=_whole("gpus", options), nodes=_whole("nodes", options),
-        task_graphs=_whole("task_graphs", options),
+        task_graphs=_whole("task_graphs", options), network=_gigabytes(options.get("network")),
     )  # fmt: skip
     if origins["data_dir"] == "default":
         return answer(question)
@@ -84,6 +87,16 @@ def _whole(name: str, options: dict[str, str]) -> int:
     return int(given)
 
 
+def _gigabytes(gigabits: str | None) -> float | None:
+    try:
+        found = None if gigabits is None else float(gigabits) / 8
+    except ValueError:
+        found = 0.0
+    if found is not None and not 0 < found < float("inf"):
+        raise UserError(f"--network takes Gbit/s between nodes, above 0; found {gigabits!r}")
+    return found
+
+
 def _one_of(name: str, options: dict[str, str], known: tuple[str, ...]) -> str | None:
     given = options.get(name)
     if given is not None and given not in known:
@@ -98,7 +111,8 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = ()) -> 
     encoder = encoder_config(run.model.model)
     check_options(run.model.model, encoder, run.model, run.data.max_length)
     config = model_config(encoder, tasks, run.model, run.data.max_length)
-    machine = Machine(_device(question), question.gpus, question.nodes)
+    device = _device(question)
+    machine = Machine(replace(device, network=question.network or device.network), question.gpus, question.nodes)
     sampling = None
     if lengths:
         sampling = Sampling(run.batch.sampling, tuple(map(len, lengths)), run.batch.batch_size, run.batch.step_tasks,
@@ -157,7 +171,15 @@ def to_json(answer: Answer) -> str:
         for name, other in cures(answer.planned.plan)
     ]  # fmt: skip
     record["nearest_that_fits"] = as_record(answer.would_fit) if answer.would_fit else None
+    if answer.planned.plan.machine.ranks > 1:
+        plan = answer.planned.plan
+        record["scaling"] = {"weak": _scale_records(weak(plan)), "strong": _scale_records(strong(plan))}
     return json.dumps(record)
+
+
+def _scale_records(points: list[Scaled]) -> list[dict[str, float]]:
+    return [{**asdict(point), "seconds": point.seconds, "examples_per_second": point.examples_per_second,
+             "efficiency": point.efficiency(points[0])} for point in points]  # fmt: skip
 
 
 def to_text(answer: Answer) -> str:
@@ -194,6 +216,8 @@ def to_text(answer: Answer) -> str:
         lines.append(
             "A negative saving is no mistake: ZeRO's bucket and its copies cost more than its shares save here."
         )
+    if plan.machine.ranks > 1:
+        lines += ["", _scale_table(plan)]
     return "\n".join(lines)
 
 
@@ -227,3 +251,27 @@ def _cures_table(plan: Plan, pulled: list[tuple[str, Plan]]) -> str:
         saved = (plan.needed - other.needed) / GIBIBYTE
         rows.append([name, f"{saved:.2f}", f"x {other.seconds / plan.seconds:.2f}", "yes" if other.fits else "no"])
     return table(["lever", "saves GiB", "time", "fits then"], rows)
+
+
+def _scale_table(plan: Plan) -> str:
+    device, nodes = plan.machine.device, plan.machine.nodes
+    growing, shared = weak(plan), strong(plan)
+    rows = []
+    for point, same in zip(growing, shared, strict=True):
+        milliseconds = [f"{1e3 * part:.1f}" for part in
+                        (point.compute, point.all_reduce, point.input, point.checkpoint, point.seconds)]  # fmt: skip
+        rows.append([
+            f"{point.gpus}", f"{point.nodes}", f"{point.examples:,}", *milliseconds,
+            f"{point.examples_per_second:,.0f}", f"{point.efficiency(growing[0]):.0%}",
+            f"{1e3 * same.seconds:.1f}", f"{same.efficiency(shared[0]):.0%}",
+        ])  # fmt: skip
+    header = ["GPUs", "nodes", "examples", "compute", "all-reduce", "input", "checkpoint", "step", "examples/s",
+              "efficiency", f"step of {plan.work.examples:,}", "efficiency"]  # fmt: skip
+    network = f", {8 * device.network:g} Gbit/s between nodes (--network)" if nodes > 1 else ""
+    return (
+        "scale, in milliseconds of a step (estimates). Left: each GPU keeps its examples; right: all share this run's "
+        f"batch.\n{table(header, rows)}\n"
+        f"assumed: one ring over {device.link:g} GB/s within a node{network}, nothing overlaps, a checkpoint every "
+        f"{CHECKPOINT_STEPS:,} steps at {STORAGE / 1e9:g} GB/s\n"
+        "(the speed above is of the devices and their links alone)"
+    )

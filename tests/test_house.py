@@ -34,7 +34,7 @@ FLOORS = [
     {"memory.guard", "export", "convert", "memory.sharding"},
     {"evaluate", "checkpoint", "memory.probe", "memory.speed", "memory.picture"},
     {"trainer", "memory.plan"},
-    {"planning"},
+    {"planning", "memory.scaling"},
     {"announce", "fitting", "run_folder"},
     {"session"},
     {"answers", "plans", "profiling", "doctor.together"},

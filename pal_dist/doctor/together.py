@@ -108,7 +108,7 @@ def speeds(engine: Engine) -> Iterator[Finding]:
     sums = "; ".join(f"{size} MiB in {max(one.all_reduce_seconds[size] for one in everyone) * 1e3:.1f} ms"
                      for size in everyone[0].all_reduce_seconds)  # fmt: skip
     bandwidth = min(one.bandwidth(engine.ranks) for one in everyone)
-    yield Finding("all-reduce", "green", f"{sums}: {bandwidth:.2f} GB/s on each link")
+    yield Finding("all-reduce", "green", f"{sums}: {bandwidth:.2f} GB/s ({8 * bandwidth:.1f} Gbit/s) on each link")
 
 
 def training(trainer: Trainer) -> Iterator[Finding]:

@@ -42,6 +42,9 @@ class Device:
     """Of its memory, 1e9 bytes a second."""
     link: float
     """Between devices of one node, 1e9 bytes a second in each direction: NVLink, or PCIe where there is none."""
+    network: float
+    """Assumption: between nodes, of all network cards of one, 1e9 bytes a second in each direction; as in the machines
+    in which clouds rent such GPUs (A100: 400 Gbit/s, T4: 50 Gbit/s)."""
     source: str
     """Where `memory` is from; speeds are the vendor's data sheets (fp32 from capability 8.0 on: with TF32 off)."""
     taken: int | None = None
@@ -97,9 +100,9 @@ class Device:
 
 def _gpu(
     name: str, gibibytes: float, capability: tuple[int, int], fp32: float, low: float, bandwidth: float, link: float,
-    source: str,
+    network: float, source: str,
 ) -> Device:  # fmt: skip
-    return Device(name, int(gibibytes * GIBIBYTE), capability, fp32, low, bandwidth, link, source)
+    return Device(name, int(gibibytes * GIBIBYTE), capability, fp32, low, bandwidth, link, network, source)
 
 
 _ESTIMATE = "estimate: the nominal size less what sister cards report as taken"
@@ -107,18 +110,24 @@ _ESTIMATE = "estimate: the nominal size less what sister cards report as taken"
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        _gpu("t4", 14.56, (7, 5), 8.1, 65, 320, 16, "reported by PyTorch: GitHub Zheng-Chong/CatVTON issue 133"),
-        _gpu("p100", 15.89, (6, 0), 9.3, 18.7, 732, 16, _ESTIMATE),
-        _gpu("v100-16", 15.77, (7, 0), 15.7, 125, 900, 150, _ESTIMATE),
-        _gpu("v100-32", 31.74, (7, 0), 15.7, 125, 900, 150, "reported by PyTorch: liucongg/ChatGLM-Finetuning 73"),
-        _gpu("a10g", 22.0, (8, 6), 31.2, 70, 600, 32, _ESTIMATE),
-        _gpu("l4", 22.0, (8, 9), 30.3, 121, 300, 32, _ESTIMATE),
-        _gpu("rtx3090", 23.5, (8, 6), 35.6, 71, 936, 32, _ESTIMATE),
-        _gpu("rtx4090", 23.64, (8, 9), 82.6, 165, 1008, 32, "reported by PyTorch: GitHub ali-vilab/VGen issue 104"),
-        _gpu("a100-40", 39.5, (8, 0), 19.5, 312, 1555, 300, "reported by PyTorch: GitHub TianheWu/CoSeR issue 10"),
-        _gpu("a100-80", 79.14, (8, 0), 19.5, 312, 2039, 300, "reported by PyTorch: lianqi1008/Control-GIC issue 12"),
-        _gpu("h100", 79.1, (9, 0), 66.9, 989, 3350, 450, _ESTIMATE),
-        _gpu("h200", 139.0, (9, 0), 66.9, 989, 4800, 450, "estimate: about 139 GiB reported"),
+        _gpu("t4", 14.56, (7, 5), 8.1, 65, 320, 16, 6.25, "reported by PyTorch: GitHub Zheng-Chong/CatVTON issue 133"),
+        _gpu("p100", 15.89, (6, 0), 9.3, 18.7, 732, 16, 4, _ESTIMATE),
+        _gpu("v100-16", 15.77, (7, 0), 15.7, 125, 900, 150, 12.5, _ESTIMATE),
+        _gpu(
+            "v100-32", 31.74, (7, 0), 15.7, 125, 900, 150, 12.5, "reported by PyTorch: liucongg/ChatGLM-Finetuning 73"
+        ),
+        _gpu("a10g", 22.0, (8, 6), 31.2, 70, 600, 32, 5, _ESTIMATE),
+        _gpu("l4", 22.0, (8, 9), 30.3, 121, 300, 32, 5, _ESTIMATE),
+        _gpu("rtx3090", 23.5, (8, 6), 35.6, 71, 936, 32, 1.25, _ESTIMATE),
+        _gpu(
+            "rtx4090", 23.64, (8, 9), 82.6, 165, 1008, 32, 1.25, "reported by PyTorch: GitHub ali-vilab/VGen issue 104"
+        ),
+        _gpu("a100-40", 39.5, (8, 0), 19.5, 312, 1555, 300, 50, "reported by PyTorch: GitHub TianheWu/CoSeR issue 10"),
+        _gpu(
+            "a100-80", 79.14, (8, 0), 19.5, 312, 2039, 300, 50, "reported by PyTorch: lianqi1008/Control-GIC issue 12"
+        ),
+        _gpu("h100", 79.1, (9, 0), 66.9, 989, 3350, 450, 400, _ESTIMATE),
+        _gpu("h200", 139.0, (9, 0), 66.9, 989, 4800, 450, 400, "estimate: about 139 GiB reported"),
     )
 }
 """Kinds of GPU by the name that --gpu takes."""
@@ -126,7 +135,7 @@ DEVICES: dict[str, Device] = {
 
 def cpu_device(memory: int) -> Device:
     """This machine's processors. The speeds are estimates: about those of two cores with AVX-512."""
-    return Device("cpu", memory, None, 0.15, 0.15, 20, 10, "available memory, as the operating system reports it")
+    return Device("cpu", memory, None, 0.15, 0.15, 20, 10, 1.25, "available memory, as the operating system reports it")
 
 
 def find_device(name: str) -> Device:

@@ -11,7 +11,7 @@ from pal_dist.batching import MICRO_BATCH_COST
 from pal_dist.memory.closed_form import Estimate, Levers, Shape, step_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.sharding import with_strategy
-from pal_dist.memory.speed import micro_batch_cost, step_seconds
+from pal_dist.memory.speed import StepTime, micro_batch_cost, step_time
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS
 from pal_dist.strategy import read_strategy
 
@@ -130,16 +130,25 @@ class Plan:
         device = self.machine.device
         return MICRO_BATCH_COST if device.is_cpu else micro_batch_cost(self.work.shape, self.levers, device)
 
+    @property
+    def rank_examples(self) -> float:
+        """Examples of one rank in a step; each has one of every task at least, a filler where there are too few."""
+        return max(self.work.examples / self.machine.ranks, self.work.tasks)
+
     @cached_property
-    def seconds(self) -> float:
-        """Estimated seconds of a step."""
-        work, ranks = self.work, self.machine.ranks
-        tokens = work.examples / ranks * work.mean_length
+    def time(self) -> StepTime:
+        """Estimated time of a step."""
+        work, machine = self.work, self.machine
+        tokens = self.rank_examples * work.mean_length
         micro_batches = work.tasks * max(1.0, tokens / work.tasks / self.tokens)
-        return step_seconds(
-            work.shape, self.levers, self.machine.device, strategy=self.strategy, ranks=ranks, tokens=tokens,
-            length=work.mean_length, micro_batches=micro_batches,
+        return step_time(
+            work.shape, self.levers, machine.device, strategy=self.strategy, gpus=machine.gpus, nodes=machine.nodes,
+            tokens=tokens, length=work.mean_length, micro_batches=micro_batches,
         )  # fmt: skip
+
+    @property
+    def seconds(self) -> float:
+        return self.time.total
 
     @property
     def examples_per_second(self) -> float:

@@ -1,0 +1,68 @@
+"""What the scale model measures on a processor: how evenly 512 ranks are served, and how long that takes to work out.
+
+    python tests/bench/scale.py --data_dir DATA
+
+DATA as for `pal-dist train` (SST, Quora, STS). Lengths are drawn from its texts, as many as the tasks have in full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from statistics import median
+
+import numpy as np
+
+from pal_dist.batching import Schedule, deal, micro_batches
+from pal_dist.cli import default_cache
+from pal_dist.data import load_tokenizer
+from pal_dist.sampling import Sampling
+from pal_dist.session import load_corpora, locate
+from pal_dist.settings import resolve
+from pal_dist.tasks import resolve_tasks
+
+SIZES = (8_544, 283_003, 6_040)
+EACH = 32
+"""Examples of a task for each rank in a step."""
+STEPS = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--budget", type=int, default=4096)
+    options = parser.parse_args()
+    run, _ = resolve({"data_dir": options.data_dir, "tasks": "sst,para,sts"})
+    sources = locate(run, default_cache())
+    found = load_corpora(run, resolve_tasks(run.data.tasks), "train", sources, load_tokenizer(sources.model_dir))
+    corpora, draw = list(found.values()), np.random.default_rng(0)
+    lengths = [draw.choice(corpus.lengths, size).astype(np.int32) for corpus, size in zip(corpora, SIZES, strict=True)]
+    print("ranks  most tokens / mean  useful  cutting, us per example of the step")
+    for ranks in (1, 2, 8, 64, 512):
+        schedule = Schedule(Sampling("round_robin", SIZES, EACH * ranks), lengths)
+        most, useful, seconds = [], [], []
+        for served in schedule.steps(0, STEPS):
+            tokens, text = np.zeros(ranks), 0
+            for task, rows, hands in deal(served, lengths, budget=options.budget, ranks=ranks, multiple=8):
+                for rank, hand in enumerate(hands):
+                    if len(hand):
+                        taken = lengths[task][rows[hand]]
+                        tokens[rank] += len(hand) * -(-int(taken.max()) // 8) * 8
+                        text += int(taken.sum())
+            most.append(tokens.max() / tokens.mean())
+            useful.append(text / tokens.sum())
+            begun = time.perf_counter()
+            micro_batches(served, lengths, budget=options.budget, rank=0, ranks=ranks, multiple=8)
+            seconds.append((time.perf_counter() - begun) / sum(len(rows) for _, rows in served))
+        print(f"{ranks:5}  {max(most):18.3f}  {np.mean(useful):6.3f}  {1e6 * median(seconds):.2f}")
+    times = []
+    for _ in range(50):
+        rows = draw.permutation(len(corpora[1]))[:64]
+        begun = time.perf_counter()
+        batch = corpora[1].batch("para", rows, multiple=8)
+        times.append((time.perf_counter() - begun) / batch.input_ids_BL.numel())
+    print(f"padding: {1e9 * median(times):.0f} ns per token")
+
+
+if __name__ == "__main__":
+    main()
