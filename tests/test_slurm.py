@@ -1,12 +1,14 @@
 """The batch scripts, unchanged, on a real Slurm of pretend nodes: end to end, and through everything that may happen.
 
-Jobs that something happens to are started first, by a fixture; while they wait for Slurm, the other jobs run.
+Jobs that something happens to are started first, by a fixture, and looked at last; while they wait for Slurm, the other
+jobs run.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,36 +97,6 @@ def test_disturbances_begin(disturbed: Disturbed) -> None:
     assert disturbed.undisturbed.status().verdict == "finished"
 
 
-def test_after_the_time_limit(disturbed: Disturbed) -> None:
-    """Slurm's signal comes first: saved, requeued, and the end is the same bit for bit."""
-    job = disturbed.time_limit
-    assert job.ended(240) == "COMPLETED", job.said
-    assert "SIGUSR1 on n1: the run is asked to save itself and stop" in job.said
-    assert "exit code 75: stopped and saved" in job.said
-    assert "back into the queue: scontrol requeue" in job.said
-    assert int(job.show()["Restarts"]) >= 1
-    assert job.status().entry.starts >= 2
-    assert "started again 1 times (SLURM_RESTART_COUNT)" in job.said
-    assert_same(parameters(job.run), parameters(disturbed.undisturbed.run))
-
-
-def test_after_a_preemption(disturbed: Disturbed) -> None:
-    job = disturbed.preempted
-    assert job.ended(240) == "COMPLETED", job.said
-    assert "stopped before step" in job.said
-    assert int(job.show()["Restarts"]) == 1
-    assert_same(parameters(job.run), parameters(disturbed.undisturbed.run))
-
-
-def test_after_a_lost_node(disturbed: Disturbed) -> None:
-    """The node of rank 0 lost power; Slurm put the job on others, and it went on from its last checkpoint."""
-    job = disturbed.node_lost
-    assert job.ended(240) == "COMPLETED", job.said
-    assert int(job.show()["Restarts"]) == 1
-    assert "going on after step" in job.said
-    assert_same(parameters(job.run), parameters(disturbed.undisturbed.run))
-
-
 @pytest.mark.parametrize("strategy", ["ddp", "zero2"])
 def test_two_nodes_of_two_on_real_data(
     strategy: str, cluster: Cluster, shared: Path, tiny_bert: Path, cache_dir: Path, tmp_path: Path
@@ -173,6 +145,17 @@ def is_rank(process: psutil.Process, job: Job, rank: int) -> bool:
         return environment.get("SLURM_JOB_ID") == job.number and environment.get("RANK") == str(rank)
     except psutil.Error:
         return False
+
+
+def test_doctor(cluster: Cluster, cache_dir: Path, tmp_path: Path) -> None:
+    """`train.sbatch doctor`: every node is looked at, and two steps are trained on both."""
+    job = cluster.submit(tmp_path, "--nodes=2", "--nodelist=n1,n2", TRAIN, "doctor", "--cpu", "--output_dir", "run",
+                         "--cache_dir", cache_dir)  # fmt: skip
+    assert job.ended() == "COMPLETED", job.said
+    assert re.search(r"green +ranks +2: 1 on n1, 1 on n2; strategy ddp", job.said), job.said
+    assert re.search(r"green +training +2 steps under ddp in fp32.*the same parameters on all ranks", job.said), (
+        job.said
+    )
 
 
 def test_sweep(cluster: Cluster, small: list[object], tmp_path: Path) -> None:
@@ -234,3 +217,33 @@ def test_silent_traps_have_a_name(cluster: Cluster, small: list[object], tmp_pat
         assert words in jobs[name].said
         if not words:
             assert json.loads((jobs[name].run / "results.json").read_text())["ranks"] == 2
+
+
+def test_after_the_time_limit(disturbed: Disturbed) -> None:
+    """Slurm's signal comes first: saved, requeued, and the end is the same bit for bit."""
+    job = disturbed.time_limit
+    assert job.ended(240) == "COMPLETED", job.said
+    assert "SIGUSR1 on n1: the run is asked to save itself and stop" in job.said
+    assert "exit code 75: stopped and saved" in job.said
+    assert "back into the queue: scontrol requeue" in job.said
+    assert int(job.show()["Restarts"]) >= 1
+    assert job.status().entry.starts >= 2
+    assert "started again 1 times (SLURM_RESTART_COUNT)" in job.said
+    assert_same(parameters(job.run), parameters(disturbed.undisturbed.run))
+
+
+def test_after_a_preemption(disturbed: Disturbed) -> None:
+    job = disturbed.preempted
+    assert job.ended(240) == "COMPLETED", job.said
+    assert "stopped before step" in job.said
+    assert int(job.show()["Restarts"]) == 1
+    assert_same(parameters(job.run), parameters(disturbed.undisturbed.run))
+
+
+def test_after_a_lost_node(disturbed: Disturbed) -> None:
+    """The node of rank 0 lost power; Slurm put the job on others, and it went on from its last checkpoint."""
+    job = disturbed.node_lost
+    assert job.ended(240) == "COMPLETED", job.said
+    assert int(job.show()["Restarts"]) == 1
+    assert "going on after step" in job.said
+    assert_same(parameters(job.run), parameters(disturbed.undisturbed.run))
