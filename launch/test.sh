@@ -4,12 +4,13 @@
 #   bash launch/test.sh [pytest arguments]
 #
 # PAL_DIST_SHARED=FOLDER   real data and golden vectors (not part of the project); tests that need them skip without
+# PROCESSES=3              tests that run at once (files of them)
 # PYTHON=python3.12        the Python to use (3.10 or newer)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 case "${1:-}" in
-  -h|--help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  -h|--help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 
 environment=.venv-test
@@ -22,4 +23,4 @@ export PATH="$PWD/$environment/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
-python -m pytest "$@"
+python -m pytest --numprocesses "${PROCESSES:-3}" --dist loadfile "$@"

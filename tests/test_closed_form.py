@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 
@@ -12,7 +13,7 @@ from ranks import in_parallel
 from pal_dist.memory.closed_form import Levers, optimizer_bytes, step_bytes
 from pal_dist.memory.plan import MARGIN
 
-RUNS = 100
+RUNS = int(os.environ.get("PAL_DIST_RUNS", "50"))
 
 
 def error(seed: int) -> float:

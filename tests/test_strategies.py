@@ -126,6 +126,8 @@ def bytes_held(run: RunConfig, cache_dir: Path) -> int:
         if isinstance(found, torch.Tensor):
             local = found.to_local() if isinstance(found, DTensor) else found
             held[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
+    trainer.report.close()
+    trainer.engine.close()
     return sum(held.values())
 
 

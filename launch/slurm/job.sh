@@ -5,20 +5,20 @@
 
 FIRST_PORT=20000 PORTS=10000
 
-# free_port FIRST   the first port from there on that this node has free.
+# free_port NUMBER   a port that this node has free, found from the number on; neighbours look in other places.
 free_port() {
-  "$PYTHON" - "$1" "$((FIRST_PORT + PORTS))" <<'PYTHON'
+  "$PYTHON" - "$1" "$FIRST_PORT" "$PORTS" <<'PYTHON'
 import socket, sys
-first, end = map(int, sys.argv[1:])
-for port in (first + offset for offset in range(200)):
+number, first, count = map(int, sys.argv[1:])
+for port in (first + (number + 1009 * turn) % count for turn in range(200)):
     with socket.socket() as probe:
         try:
-            probe.bind(("", port if port < end else port - 10000))
+            probe.bind(("", port))
         except OSError:
             continue
-        print(probe.getsockname()[1])
+        print(port)
         sys.exit()
-sys.exit(f"no free port from {first} on")
+sys.exit(f"no free port among 200 from {first} to {first + count}")
 PYTHON
 }
 
@@ -41,7 +41,7 @@ compose() {
     find_python
     export PAL_DIST_PYTHON=$PYTHON
     # From the job's number, so that two jobs on a node do not meet; looked at, because something else may be there.
-    port=$(free_port $((FIRST_PORT + SLURM_JOB_ID % PORTS)))
+    port=$(free_port "$SLURM_JOB_ID")
   fi
   ARGUMENTS=(--nodes "$NODES" --head "${HOSTS[0]}" --port "$port")
   [ -z "$STRATEGY" ] || ARGUMENTS+=(--strategy "$STRATEGY")
