@@ -6,7 +6,7 @@ time (8 % of a training step of MiniLM), so there we draw 16 random bits an elem
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LEVELS = 1 << 16
+
+Change = Callable[[str, Tensor, Tensor], Tensor]
 
 _pretended: ContextVar[str | None] = ContextVar("pretended kernels", default=None)
 
@@ -119,12 +121,20 @@ class SelfAttention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.query, self.key, self.value = (nn.Linear(hidden, hidden) for _ in range(3))
 
-    def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor:
-        """(B, Q, D): context of the first Q = `queries` tokens, each looking at all L."""
+    def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int, change: Change | None = None) -> Tensor:
+        """(B, Q, D): context of the first Q = `queries` tokens, each looking at all L.
+
+        Args:
+            change: (`query`, `key` or `value`, what was projected, its projection) -> the projection to be used.
+        """
+        parts = {"query": hidden_BLD[:, :queries], "key": hidden_BLD, "value": hidden_BLD}
+        made = {name: getattr(self, name)(values) for name, values in parts.items()}
+        if change is not None:
+            made = {name: change(name, parts[name], values) for name, values in made.items()}
         return attention(
-            self.query(hidden_BLD[:, :queries]),
-            self.key(hidden_BLD),
-            self.value(hidden_BLD),
+            made["query"],
+            made["key"],
+            made["value"],
             mask,
             heads=self.heads,
             p=self.dropout,

@@ -40,13 +40,18 @@ class ModelConfig:
     """Encoder: `minilm` (comes with the `offline` extra), a name on the model hub, or a folder."""
 
     adapter: str = "pal"
-    """Kind of the per-task adapter beside the shared layers: `pal` or `none`."""
+    """Kind of the per-task adapter in the shared layers: `pal`, `progressive_pal` (PALs wake from the top layer down
+    during the first half of the run), `low_rank`, `houlsby`, `houlsby_parallel`, `houlsby_plus_pal`, `top_attention`,
+    `lhuc`, `lora`, or `none`."""
 
-    adapter_hidden: int = 204
-    """Width of the adapter: 204 as in the PAL paper, 192 (12 heads of 16) for tensor cores."""
+    adapter_hidden: int | None = None
+    """Width of the adapter. None: the authors', for a PAL 204 (192, 12 heads of 16, suits tensor cores better)."""
 
     adapter_heads: int = 12
-    """Attention heads of a PAL: 12 as in the paper; the authors' program has 6."""
+    """Attention heads of a PAL or of attention on top: 12 as in the paper; the authors' program has 6."""
+
+    adapter_bottleneck: int = 50
+    """Width of the bottleneck that `houlsby_plus_pal` has beside its PAL."""
 
     adapter_layers: tuple[int, ...] | None = None
     """Encoder layers that carry adapters, from 0; None: all."""
@@ -201,23 +206,22 @@ def _problems(run: RunConfig) -> Iterator[str]:
     tokens = run.memory.tokens_per_micro_batch
     positive = {
         "max_length": data.max_length - 2, "max_characters": data.max_characters, "batch_size": batch.batch_size,
-        "adapter_hidden": model.adapter_hidden, "adapter_heads": model.adapter_heads, "epochs": train.epochs,
+        "adapter_heads": model.adapter_heads, "adapter_bottleneck": model.adapter_bottleneck, "epochs": train.epochs,
         "window_batches": batch.window_batches, "log_every": train.log_every,
         "keep_checkpoints": train.keep_checkpoints,
     }  # fmt: skip
     for name, value in positive.items():
         if value < 1:
             yield f"--{name} is too small: it must be at least {3 if name == 'max_length' else 1}"
-    for name, maybe in {"max_steps": train.max_steps, "patience": train.patience}.items():
+    for name, maybe in {
+        "max_steps": train.max_steps,
+        "patience": train.patience,
+        "adapter_hidden": model.adapter_hidden,
+    }.items():
         if maybe is not None and maybe < 1:
             yield f"--{name} must be at least 1, or none; found {maybe}"
     if not data.tasks:
         yield "--tasks is empty: name at least one task (`pal-dist tasks` lists them)"
-    if model.adapter == "pal" and model.adapter_heads > 0 and model.adapter_hidden % model.adapter_heads:
-        yield (
-            f"--adapter_hidden {model.adapter_hidden} cannot be split into --adapter_heads {model.adapter_heads}: "
-            f"choose a multiple (204 with 12 or 6 heads, 192 with 12)"
-        )
     for name, share in {"dropout": model.dropout, "head_dropout": model.head_dropout}.items():
         if share is not None and not 0 <= share < 1:
             yield f"--{name} is a probability, from 0 up to but not including 1; found {share}"

@@ -1,4 +1,4 @@
-"""BERT's encoder under Transformers' parameter names, with a place beside every layer for an adapter.
+"""BERT's encoder under Transformers' parameter names, with places in every layer for an adapter.
 
 It computes what Transformers' BertModel computes (a test holds it to 1e-5 in float32), with two savings: no mask where
 nothing is padded, and a last layer that computes only the first token where only that is read.
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
+from pal_dist.adapters.base import Adapter, Geometry
 from pal_dist.attention import Dropout, SelfAttention
 
-Residual = Callable[[int, Tensor, Tensor | None, int], Tensor | None]
-"""(layer, hidden_BLD, mask, queries) -> (B, Q, D) to add at the layer's second LayerNorm, or None."""
+Change = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -30,6 +30,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+
+NOWHERE = Geometry(encoder_hidden=0, layers=(), hidden=0, heads=0, dropout=0.0)
+"""Of no adapter."""
 
 
 class Embeddings(nn.Module):
@@ -60,8 +63,8 @@ class ResidualOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, inner: Tensor, residual_BQD: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(inner)) + residual_BQD)
+    def forward(self, inner: Tensor, residual_BQD: Tensor, change: Change) -> Tensor:
+        return self.LayerNorm(change(self.dropout(self.dense(inner))) + residual_BQD)
 
 
 class Attention(nn.Module):
@@ -71,8 +74,9 @@ class Attention(nn.Module):
         self.self = SelfAttention(config.hidden_size, heads, p)
         self.output = ResidualOutput(config.hidden_size, config)
 
-    def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor:
-        return self.output(self.self(hidden_BLD, mask, queries), hidden_BLD[:, :queries])
+    def forward(self, index: int, hidden_BLD: Tensor, mask: Tensor | None, queries: int, adapter: Adapter) -> Tensor:
+        context = self.self(hidden_BLD, mask, queries, partial(adapter.projected, index))
+        return self.output(context, hidden_BLD[:, :queries], partial(adapter.after_attention, index))
 
 
 class Intermediate(nn.Module):
@@ -86,7 +90,7 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """out = LN(dropout(FFN(a)) + a + adapter(h)), where a = LN(h + dropout(W_O attention(h)))."""
+    """out = LN(dropout(FFN(a)) + a + residual(h, a)), where a = LN(h + dropout(W_O attention(h)))."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -94,10 +98,12 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate_size, config)
 
-    def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int, adapter_BQD: Tensor | None) -> Tensor:
-        attended_BQD = self.attention(hidden_BLD, mask, queries)
-        residual_BQD = attended_BQD if adapter_BQD is None else attended_BQD + adapter_BQD
-        return self.output(self.intermediate(attended_BQD), residual_BQD)
+    def forward(self, index: int, adapter: Adapter, mask: Tensor | None, queries: int, hidden_BLD: Tensor) -> Tensor:
+        attended_BQD = self.attention(index, hidden_BLD, mask, queries, adapter)
+        added_BQD = adapter.residual(index, hidden_BLD, attended_BQD, mask, queries)
+        residual_BQD = attended_BQD if added_BQD is None else attended_BQD + added_BQD
+        change = partial(adapter.after_feed_forward, index)
+        return adapter.after_layer(index, self.output(self.intermediate(attended_BQD), residual_BQD, change))
 
 
 class Layers(nn.Module):
@@ -134,32 +140,26 @@ class Encoder(nn.Module):
         token_type_ids_BL: Tensor,
         mask_BL: Tensor | None,
         *,
-        residual: Residual | None = None,
+        adapter: Adapter | None = None,
         first_only: bool = False,
     ) -> Tensor:
-        """Hidden states of the last layer, (B, L, D), or (B, 1, D) where only the first token is wanted."""
+        """Hidden states of the last layer, (B, L, D), or (B, 1, D) where only the first token is wanted and the adapter
+        does not need the others."""
+        adapter = adapter or Adapter.kinds["none"](NOWHERE)
+        first_only = first_only and not adapter.reads_all_tokens
         mask = None if mask_BL is None else mask_BL[:, None, None, :]
         hidden = self.embeddings(input_ids_BL, token_type_ids_BL)
         last = len(self.encoder.layer) - 1
         for index, layer in enumerate(self.encoder.layer):
             queries = 1 if first_only and index == last else hidden.shape[1]
-            run = partial(_run_layer, index, layer, residual, mask, queries)
+            run = partial(layer, index, adapter, mask, queries)
             if self.training and torch.is_grad_enabled() and is_checkpointed(index, self.checkpoint_layers):
                 hidden = checkpoint(run, hidden, use_reentrant=False)  # dropout draws the same masks again
             else:
                 hidden = run(hidden)
-        return hidden
+        return adapter.on_top(hidden, mask)
 
 
 def is_checkpointed(layer: int, every: int) -> bool:
     """Whether the layer is computed again in backward, when every `every`-th is."""
     return every > 0 and layer % every == 0
-
-
-def _run_layer(
-    index: int, layer: nn.Module, residual: Residual | None, mask: Tensor | None, queries: int, hidden_BLD: Tensor
-) -> Tensor:
-    """One encoder layer and what stands beside it."""
-    added = None if residual is None else residual(index, hidden_BLD, mask, queries)
-    out: Tensor = layer(hidden_BLD, mask, queries, added)
-    return out

@@ -41,13 +41,14 @@ class MultiTaskBertConfig(BertConfig):
         pooling: str = "pooler",
         head_layers: int = 0,
         head_dropout: float = 0.1,
+        adapter_bottleneck: int = 50,
         trained_length: int = 128,
         **bert: Any,
     ):
         super().__init__(**bert)
         self.tasks = tasks or []
         self.adapter, self.adapter_hidden, self.adapter_heads = adapter, adapter_hidden, adapter_heads
-        self.adapter_layers = adapter_layers
+        self.adapter_layers, self.adapter_bottleneck = adapter_layers, adapter_bottleneck
         self.trained_length = trained_length  # word pieces that training cut to, and so that answering should
         self.pooling, self.head_layers, self.head_dropout = pooling, head_layers, head_dropout
 
@@ -63,6 +64,7 @@ class MultiTaskBertConfig(BertConfig):
             hidden=self.adapter_hidden,
             heads=self.adapter_heads,
             dropout=self.attention_probs_dropout_prob,
+            bottleneck=self.adapter_bottleneck,
         )
 
 
@@ -111,7 +113,7 @@ class MultiTaskBert(PreTrainedModel):
             batch.input_ids_BL,
             batch.token_type_ids_BL,
             batch.mask_BL,
-            residual=adapter.residual,
+            adapter=adapter,
             first_only=self.config.pooling != "mean",
         )
         return self.heads[batch.task](self.pool(hidden, batch.mask_BL))
@@ -179,8 +181,14 @@ def check_options(name: str, encoder: dict[str, Any], options: ModelConfig, max_
     problems = []
     if encoder["hidden_act"] not in ACTIVATIONS:
         problems.append(f"{name}: activation {encoder['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
-    if options.adapter not in Adapter.kinds:
+    kind = Adapter.kinds.get(options.adapter)
+    if kind is None:
         problems.append(f"--adapter {options.adapter}: known kinds are {', '.join(Adapter.kinds)}")
+    elif kind.has_heads and (width := options.adapter_hidden or kind.width) % options.adapter_heads:
+        problems.append(
+            f"--adapter_hidden {width} cannot be split into --adapter_heads {options.adapter_heads}: choose a multiple "
+            "(204 with 12 or 6 heads, 192 with 12)"
+        )
     layers, depth = options.adapter_layers, encoder["num_hidden_layers"]
     if layers is not None and (not layers or min(layers) < 0 or max(layers) >= depth):
         problems.append(f"--adapter_layers {','.join(map(str, layers))}: {name} has layers 0 to {depth - 1}")
@@ -204,9 +212,10 @@ def model_config(
     return MultiTaskBertConfig(
         tasks=[task_to_dict(task) for task in tasks],
         adapter=options.adapter,
-        adapter_hidden=options.adapter_hidden,
+        adapter_hidden=options.adapter_hidden or Adapter.kinds[options.adapter].width,
         adapter_heads=options.adapter_heads,
         adapter_layers=None if options.adapter_layers is None else list(options.adapter_layers),
+        adapter_bottleneck=options.adapter_bottleneck,
         pooling=options.pooling or "pooler",
         head_layers=options.head_layers,
         head_dropout=head_dropout,

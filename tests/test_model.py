@@ -72,10 +72,10 @@ def test_encoder_is_transformers_bert(adapter: str, padded: bool, tiny_bert: Pat
     batch = laws.random_batch(model, "sst", rows=5, width=20, padded=padded)
     mask = torch.ones_like(batch.input_ids_BL) if batch.mask_BL is None else batch.mask_BL.long()
     expected = reference(batch.input_ids_BL, attention_mask=mask, token_type_ids=batch.token_type_ids_BL)
-    residual = model.adapters["sst"].residual
-    hidden = model.bert(*batch[1:4], residual=residual)
+    adapter = model.adapters["sst"]
+    hidden = model.bert(*batch[1:4], adapter=adapter)
     torch.testing.assert_close(hidden[mask.bool()], expected.last_hidden_state[mask.bool()], rtol=1e-5, atol=1e-5)
-    first = model.bert(*batch[1:4], residual=residual, first_only=True)
+    first = model.bert(*batch[1:4], adapter=adapter, first_only=True)
     torch.testing.assert_close(first[:, 0], expected.last_hidden_state[:, 0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.pool(first, None), expected.pooler_output, rtol=1e-5, atol=1e-5)
 
@@ -115,7 +115,7 @@ def test_checkpoints_as_the_hub_has_them(format: str, tiny_bert: Path, tmp_path:
         assert "pooler" in name or torch.equal(value, found.bert.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("kind", ["none", "pals"])
+@pytest.mark.parametrize("kind", ["none", "pals", "low_rank", "houlsby", "houlsby_plus_pals"])
 def test_golden_vectors_of_the_authors_program(kind: str, shared: Path) -> None:
     path = shared / "golden" / f"{kind}.safetensors"
     with safe_open(path, "pt") as file:
@@ -124,7 +124,8 @@ def test_golden_vectors_of_the_authors_program(kind: str, shared: Path) -> None:
     theirs = {name.removeprefix("param."): value for name, value in golden.items() if name.startswith("param.")}
     converted = convert_state_dict(theirs, list(TASKS_OF_THREE))
     config = tiny_config(
-        converted.adapter, adapter_hidden=converted.adapter_hidden, adapter_heads=facts["adapter_heads"] or 1,
+        converted.adapter, adapter_hidden=converted.adapter_hidden or 0,
+        adapter_bottleneck=converted.adapter_bottleneck or 0, adapter_heads=facts["adapter_heads"] or 1,
         hidden_size=facts["hidden"], num_hidden_layers=facts["layers"], num_attention_heads=facts["heads"],
         intermediate_size=facts["intermediate"], layer_norm_eps=facts["layer_norm_eps"],
         vocab_size=theirs["bert.embeddings.word_embeddings.weight"].shape[0],
@@ -134,9 +135,9 @@ def test_golden_vectors_of_the_authors_program(kind: str, shared: Path) -> None:
     model.load_state_dict(converted.state, strict=True)
     inputs = golden["input_ids"], golden["token_type_ids"], golden["attention_mask"].bool()
     for index, task in enumerate(TASKS_OF_THREE):
-        residual = model.adapters[task].residual
-        hidden = model.bert(*inputs, residual=residual)
-        first = model.bert(*inputs, residual=residual, first_only=True)
+        adapter = model.adapters[task]
+        hidden = model.bert(*inputs, adapter=adapter)
+        first = model.bert(*inputs, adapter=adapter, first_only=True)
         pooled = model.pool(first, inputs[2])
         close = {"rtol": 0, "atol": 1e-9}
         torch.testing.assert_close(hidden, golden[f"out.last_hidden.{index}"], **close)
@@ -166,14 +167,31 @@ BERT_BASE_UNCASED = BertConfig()  # Transformers' defaults are bert-base-uncased
 
 
 @pytest.mark.parametrize(
-    ("tasks", "hidden", "total", "per_task"),
+    ("kind", "per_task", "times_of_8", "times_of_3"),
     [
-        ([5, 2, 1], 204, None, 1_819_836),
-        ([2, 1, 2, 3, 2, 2, 2, 2], 204, 109_494_544 + 14_558_688, 1_819_836),
+        ("pal", 1_819_836, 1.1330, 1.0499),
+        ("low_rank", 1_853_616, 1.1354, 1.0508),
+        ("houlsby", 1_862_832, 1.1361, 1.0510),
+        ("houlsby_parallel", 1_862_832, 1.1361, 1.0510),
+        ("houlsby_plus_pal", 2_053_668, 1.1500, 1.0563),
+        ("top_attention", 1_320_444, 1.0965, 1.0362),
+        ("lhuc", 9_216, 1.0007, 1.0003),
+        ("lora", 294_912, 1.0215, 1.0081),
+        ("progressive_pal", 1_819_836 + 12, 1.1330, 1.0499),
     ],
 )
-def test_parameter_counts_of_the_paper(tasks: list[int], hidden: int, total: int | None, per_task: int) -> None:
-    """notes: authors' program, base model 109,494,544 with 8 GLUE heads; PALs add 14,558,688 for 8 tasks."""
+def test_parameter_counts_of_the_authors(kind: str, per_task: int, times_of_8: float, times_of_3: float) -> None:
+    """Their program's counts (LoRA: 12 layers x 2 matrices x 2 x 768 x 8; progressive PALs: a gate a layer more). Their
+    base model with the 8 heads of GLUE has 109,494,544 parameters."""
+    assert counts_of(kind, [2, 1, 2, 3, 2, 2, 2, 2]) == (109_494_544, 8 * per_task)
+    base, own = counts_of(kind, [5, 2, 1])
+    assert own == 3 * per_task
+    assert round((109_494_544 + 8 * per_task) / 109_494_544, 4) == times_of_8
+    assert round((base + own) / base, 4) == times_of_3
+
+
+def counts_of(kind: str, tasks: list[int]) -> tuple[int, int]:
+    """Parameters of bert-base-uncased with heads, and of the adapters at their kind's own width."""
     entries = [
         {"name": f"t{index}", "files": {}, "text_a": "a", "label": "b",
          "metric": "pearson" if outputs == 1 else "accuracy",
@@ -181,22 +199,17 @@ def test_parameter_counts_of_the_paper(tasks: list[int], hidden: int, total: int
         for index, outputs in enumerate(tasks)
     ]  # fmt: skip
     with torch.device("meta"):
-        model = MultiTaskBert(MultiTaskBertConfig(tasks=entries, adapter="pal", adapter_hidden=hidden))
+        model = MultiTaskBert(
+            MultiTaskBertConfig(tasks=entries, adapter=kind, adapter_hidden=Adapter.kinds[kind].width)
+        )
     adapters = sum(parameter.numel() for parameter in model.adapters.parameters())
-    assert adapters == per_task * len(tasks)
-    counts = model.parameter_counts()
-    base = counts["total"] - adapters
-    if total is None:
-        assert round(counts["total"] / base, 4) == 1.0499
-    else:
-        assert counts["total"] == total
-        assert round(counts["total"] / base, 4) == 1.1330
+    return model.parameter_counts()["total"] - adapters, adapters
 
 
 def test_only_chosen_layers_carry_adapters() -> None:
     model = MultiTaskBert(tiny_config(adapter_layers=[2]))
     assert list(model.adapters["sst"].attention) == ["2"]
-    assert model.adapters["sst"].residual(0, torch.zeros(1, 4, 24), None, 4) is None
+    assert model.adapters["sst"].residual(0, torch.zeros(1, 4, 24), torch.zeros(1, 4, 24), None, 4) is None
     laws.assert_everything_moves(model)
 
 
@@ -274,10 +287,19 @@ def test_padding_heads_for_fused_kernels_changes_nothing(monkeypatch: pytest.Mon
 class TestConvert:
     def test_tied_projections_listed_in_every_layer_must_agree(self) -> None:
         names = [f"bert.encoder.layer.{layer}.multi_layers.0.aug_dense.weight" for layer in range(2)]
-        same = torch.ones(3, 4)
-        assert list(convert_state_dict(dict.fromkeys(names, same), ["sst"]).state) == ["adapters.sst.down.weight"]
+        same, of_a_pal = torch.ones(3, 4), {"bert.encoder.layer.0.multi_layers.0.attn.key.bias": torch.ones(3)}
+        found = convert_state_dict({**dict.fromkeys(names, same), **of_a_pal}, ["sst"])
+        assert list(found.state) == ["adapters.sst.down.weight", "adapters.sst.attention.0.key.bias"]
         with pytest.raises(UserError, match="tied"):
-            convert_state_dict({names[0]: same, names[1]: same + 1}, ["sst"])
+            convert_state_dict({names[0]: same, names[1]: same + 1, **of_a_pal}, ["sst"])
+
+    def test_attention_on_top_is_another_function(self) -> None:
+        with pytest.raises(UserError, match="on top takes the encoder's place"):
+            convert_state_dict({"bert.encoder.mult_dense.0.weight": torch.ones(3, 4)}, ["sst"])
+
+    def test_gates(self) -> None:
+        found = convert_state_dict({"bert.encoder.layer.3.multi_lhuc.0.lhuc": torch.ones(4)}, ["sst"])
+        assert (found.adapter, list(found.state), found.adapter_layers) == ("lhuc", ["adapters.sst.gates.3"], [3])
 
     def test_unknown_names_are_named(self) -> None:
         with pytest.raises(UserError, match=r"mult\.houlsby"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,10 +23,46 @@ class Geometry:
     """Attention heads of the adapter, where it has any."""
     dropout: float
     """Probability of dropout inside the adapter."""
+    bottleneck: int = 50
+    """Width of a second, narrower part, where the adapter has one."""
 
 
 class ZeroLinear(nn.Linear):
     """A linear layer that is born zero, so that what stands behind it is born as nothing."""
+
+
+class Bottleneck(nn.Module):
+    """up(gelu(down(x))), D -> R -> D; born as nothing."""
+
+    def __init__(self, hidden: int, width: int):
+        super().__init__()
+        self.down = nn.Linear(hidden, width)
+        self.up = ZeroLinear(width, hidden)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.up(F.gelu(self.down(values)))
+
+
+class Bottlenecks(nn.ModuleDict):
+    """A bottleneck of its own for each layer that carries the adapter."""
+
+    def __init__(self, geometry: Geometry, width: int):
+        super().__init__({str(layer): Bottleneck(geometry.encoder_hidden, width) for layer in geometry.layers})
+        self.hidden, self.width = geometry.encoder_hidden, width
+
+    def of(self, layer: int, values: Tensor) -> Tensor | None:
+        """The layer's bottleneck of the values; None where it has none."""
+        return self[str(layer)](values) if str(layer) in self else None
+
+    def added(self, layer: int, values: Tensor) -> Tensor:
+        """The values and, where the layer has one, its bottleneck of them."""
+        change = self.of(layer, values)
+        return values if change is None else values + change
+
+    def kept(self, *, copies: bool, alone: bool = False) -> int:
+        """Elements of each token kept for backward: around the gelu, and what `down` reads where it is `alone` in
+        keeping it, or where it keeps a copy in a lower precision."""
+        return 2 * self.width + (self.hidden if copies or alone else 0)
 
 
 class Adapter(nn.Module):
@@ -33,9 +70,24 @@ class Adapter(nn.Module):
 
     Law: a new adapter changes nothing (identity at birth), and gradients reach every parameter of it within two steps.
     This one class decides what is trained in `pretrain` mode, saved as a task's file and counted as its parameters.
+    A kind overrides those of the methods below that it needs: the places where it may reach into the encoder.
+
+    Shapes: B examples, L tokens, Q of them wanted (the first Q: L, or 1 where only the first token is read), D hidden.
     """
 
     kinds: ClassVar[dict[str, type[Adapter]]] = {}
+
+    width: ClassVar[int] = 204
+    """R where a run does not choose it: that of the authors' configuration."""
+
+    has_heads: ClassVar[bool] = False
+    """Whether R is split into attention heads."""
+
+    reads_all_tokens: ClassVar[bool] = False
+    """Whether it needs every token of the last layer too, of which otherwise only the first is computed."""
+
+    wakes: ClassVar[bool] = False
+    """Whether parts of it begin to be trained later than others (`advance`)."""
 
     def __init_subclass__(cls, kind: str) -> None:
         assert kind not in Adapter.kinds, f"two adapters are called {kind}"
@@ -43,16 +95,58 @@ class Adapter(nn.Module):
 
     def __init__(self, geometry: Geometry):
         super().__init__()
+        self.geometry = geometry
 
-    def residual(self, layer: int, hidden_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor | None:
+    def projected(self, layer: int, part: str, values_BLD: Tensor, projected_BLD: Tensor) -> Tensor:
+        """The layer's query, key or value (`part`), as they were projected from `values_BLD`."""
+        return projected_BLD
+
+    def after_attention(self, layer: int, output_BQD: Tensor) -> Tensor:
+        """The attention's output, W_O and dropout included, before it is added to the layer's input."""
+        return output_BQD
+
+    def residual(
+        self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
+    ) -> Tensor | None:
         """What is added to the residual of the encoder layer's second LayerNorm.
 
         Args:
-            layer: index of the encoder layer.
-            hidden_BLD: input of that layer.
+            hidden_BLD: input of the layer.
+            attended_BQD: after its first LayerNorm.
             mask: bool, broadcastable to (B, heads, L, L), True where attention may look; None: everywhere.
-            queries: Q, how many of the first tokens are wanted: L, or 1 where only the first token is read.
 
         Returns: (B, Q, D), or None for nothing.
         """
         return None
+
+    def after_feed_forward(self, layer: int, output_BQD: Tensor) -> Tensor:
+        """The feed-forward block's output, dropout included, before it is added to the residual."""
+        return output_BQD
+
+    def after_layer(self, layer: int, hidden_BQD: Tensor) -> Tensor:
+        """The layer's output."""
+        return hidden_BQD
+
+    def on_top(self, hidden_BLD: Tensor, mask: Tensor | None) -> Tensor:
+        """The last layer's output, as the heads will read it."""
+        return hidden_BLD
+
+    def kept(self, *, copies: bool) -> int:
+        """About how many elements, in the precision of the computation, a layer with this adapter keeps more for
+        backward, for each of its tokens; what PALs keep is known to the planner.
+
+        Args:
+            copies: each matrix keeps its input anew, in the lower precision of autocast.
+
+        By default the inputs (where copied) and outputs of all matrices, shared evenly by the layers.
+        """
+        matrices = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        elements = sum((matrix.in_features if copies else 0) + matrix.out_features for matrix in matrices)
+        return elements // max(1, len(self.geometry.layers))
+
+    def advance(self, progress: float) -> None:
+        """The run is about to do a step; `progress` is the share of its steps that are done."""
+
+
+class Plain(Adapter, kind="none"):
+    """No adapter: plain shared BERT with a head per task."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from pal_dist.adapters.pal import ProjectedAttentionLayers
 from pal_dist.encoder import is_checkpointed
 from pal_dist.memory.trace import PAGED_FROM
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS, TEMPORARIES, WEIGHT_COPIES
@@ -35,6 +36,9 @@ class Shape:
     adapter_layers: frozenset[int]
     adapter_width: int
     adapter_heads: int
+    """0: the adapter is no PAL."""
+    adapter_kept: tuple[int, int]
+    """Elements that the adapter keeps for each token and layer, beside a PAL's; without and with copies of inputs."""
     trained: tuple[tuple[int, bool], ...]
     """(elements, whether it is an embedding) of each trained parameter."""
     frozen: int
@@ -75,11 +79,14 @@ def shape_of(model: nn.Module, config: Any) -> Shape:
     parameters = list(model.parameters())
     one_layer: Any = model.get_submodule("bert.encoder.layer.0")
     one_adapter: Any = next(iter(model.get_submodule("adapters").children()))
+    carries = any(True for _ in one_adapter.parameters())
     return Shape(
         hidden=config.hidden_size, intermediate=config.intermediate_size, layers=config.num_hidden_layers,
-        heads=config.num_attention_heads, first_only=config.pooling != "mean",
-        adapter_layers=frozenset(config.geometry().layers) if config.adapter != "none" else frozenset(),
-        adapter_width=config.adapter_hidden, adapter_heads=config.adapter_heads,
+        heads=config.num_attention_heads, first_only=config.pooling != "mean" and not one_adapter.reads_all_tokens,
+        adapter_layers=frozenset(config.geometry().layers) if carries else frozenset(),
+        adapter_width=config.adapter_hidden,
+        adapter_heads=config.adapter_heads if isinstance(one_adapter, ProjectedAttentionLayers) else 0,
+        adapter_kept=(one_adapter.kept(copies=False), one_adapter.kept(copies=True)) if carries else (0, 0),
         trained=tuple((p.numel(), id(p) in embeddings) for p in parameters if p.requires_grad),
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
         layer_matrices=sum(p.numel() for p in one_layer.parameters() if p.ndim > 1),
@@ -118,7 +125,8 @@ def kept_by_layer(shape: Shape, levers: Levers, batch: int, length: int, *, adap
         kept += 2 * 4 * asked * D  # after each LayerNorm
     kept += 2 * low * asked * F  # before and after the activation
     if adapter:
-        kept += _kept_by_pal(shape, levers, batch, length, queries, masks)
+        kept += low * asked * shape.adapter_kept[levers.autocast]
+        kept += _kept_by_pal(shape, levers, batch, length, queries, masks) if shape.adapter_heads else 0
     return kept
 
 
@@ -207,7 +215,8 @@ class _Step:
             adapter = layer in shape.adapter_layers
             self.kept.append(kept_by_layer(shape, levers, batch, length, adapter=adapter, queries=queries))
             self.held.append(self.unit if self.again(layer) else self.kept[-1])
-        self.kept_by_adapter = _kept_by_pal(shape, levers, batch, length, length, 1 if shape.dropout else 0)
+        pal = shape.adapter_heads > 0
+        self.kept_by_adapter = _kept_by_pal(shape, levers, batch, length, length, int(shape.dropout)) if pal else 0
 
     def first_only(self, layer: int) -> bool:
         return self.shape.first_only and layer == self.last
@@ -247,7 +256,7 @@ class _Step:
             if self.again(layer) and levers.autocast:
                 activations += 3 * unit // 2  # float32 results that are still alive
             yield _Moment(activations, copies, max(self._feed_forward(), self._attention()), grown)
-            if layer in shape.adapter_layers:
+            if layer in shape.adapter_layers and shape.adapter_heads:
                 own = self.score_gradients(self.adapter_scores) + 2 * unit
                 yield _Moment(below + self.kept_by_adapter, copies, own, grown)
 

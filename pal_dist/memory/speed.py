@@ -31,11 +31,11 @@ def matrix_flops(shape: Shape, tokens: int, length: float, levers: Levers) -> fl
     """Floating-point operations of forward and backward over so many tokens; recomputed layers count a third more."""
     again = sum(is_checkpointed(layer, levers.checkpoint_layers) for layer in range(shape.layers)) / shape.layers
     weights = shape.layers * shape.layer_matrices
-    if shape.adapter_layers:
-        projections = 2 * shape.hidden * shape.adapter_width
-        own = 3 * shape.adapter_width**2
-        weights += len(shape.adapter_layers) * (projections + own)
-    scores = 2 * length * (shape.layers * shape.hidden + len(shape.adapter_layers) * shape.adapter_width)
+    weights += shape.adapter_matrices
+    pals = len(shape.adapter_layers) if shape.adapter_heads else 0
+    if pals:  # V^E and V^D are tied: one pair, used by every layer
+        weights += (pals - 1) * 2 * shape.hidden * shape.adapter_width
+    scores = 2 * length * (shape.layers * shape.hidden + pals * shape.adapter_width)
     return 2.0 * tokens * (weights + scores) * (3 + again)
 
 
