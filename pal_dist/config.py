@@ -87,6 +87,19 @@ class BatchConfig:
 
 
 @dataclass(frozen=True)
+class BalanceConfig:
+    weighting: Literal["examples", "equal", "scale", "uncertainty"] = "examples"
+    """What a task's loss counts in a step. examples: as its number of them. equal: all tasks alike. scale: alike, each
+    loss in units of the best constant prediction's on the training labels. uncertainty: alike, divided by variances
+    that are learned with the model (Kendall et al. 2018)."""
+
+    conflict: Literal["none", "watch", "pcgrad", "gradvac"] = "none"
+    """What is done where two tasks' gradients of the shared encoder point against each other. none: they are summed.
+    pcgrad (Yu et al. 2020) and gradvac (Wang et al. 2020) turn them; watch only logs their cosines. All three keep one
+    gradient of the encoder for each task."""
+
+
+@dataclass(frozen=True)
 class MemoryConfig:
     memory: Literal["auto", "plan_only", "off"] = "auto"
     """auto: plan before the run, prove the plan with the worst batch of each task, survive the rest. plan_only: plan
@@ -187,6 +200,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -220,6 +234,15 @@ def _problems(run: RunConfig) -> Iterator[str]:
     }.items():
         if maybe is not None and maybe < 1:
             yield f"--{name} must be at least 1, or none; found {maybe}"
+    if run.balance.conflict != "none":
+        together = {
+            "--step_tasks one serves one task a step: use --step_tasks all": batch.step_tasks == "one",
+            "--mode pretrain trains no parameter that tasks share: use --mode finetune": train.mode == "pretrain",
+            f"--tasks names {len(data.tasks)}: name two at least": len(data.tasks) < 2,
+        }
+        for reason, broken in together.items():
+            if broken:
+                yield f"--conflict {run.balance.conflict} needs several tasks' gradients of one encoder, but {reason}"
     if not data.tasks:
         yield "--tasks is empty: name at least one task (`pal-dist tasks` lists them)"
     for name, share in {"dropout": model.dropout, "head_dropout": model.head_dropout}.items():

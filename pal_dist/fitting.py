@@ -15,8 +15,9 @@ from pal_dist.memory.plan import widest
 from pal_dist.memory.probe import Evidence, probe
 from pal_dist.model import MultiTaskBert
 from pal_dist.planning import Planned, as_record, plan_run
+from pal_dist.run_state import RunState
 from pal_dist.strategy import packaged_name
-from pal_dist.trainer import RunState, Trainer
+from pal_dist.trainer import Trainer
 
 TIGHT = 0.5
 """Share of a CPU's free memory from which a plan is proved; a GPU's always is, for it takes no time."""

@@ -89,6 +89,12 @@ class Objective:
         """Sum (not mean) of the examples' losses, a scalar in float32 or wider."""
         raise NotImplementedError
 
+    def constant_loss(self, labels: Array) -> float:
+        """Mean loss of the best prediction that is the same for all examples: by default the labels' entropy."""
+        _, counts = np.unique(labels, return_counts=True)
+        shares = counts / counts.sum()
+        return float(-(shares * np.log(shares)).sum())
+
     def predict(self, logits_BC: Array) -> Array:
         """Predictions in the labels' own units, shape (B,)."""
         raise NotImplementedError
@@ -232,6 +238,9 @@ class Score(Objective):
 
         target_B = (labels_B.to(logits_BC.dtype) - self._middle) / self._half
         return F.mse_loss(logits_BC[:, 0], target_B, reduction="sum")
+
+    def constant_loss(self, labels: Array) -> float:
+        return float(labels.astype(np.float64).var() / self._half**2)
 
     def predict(self, logits_BC: Array) -> Array:
         return np.asarray(np.clip(self._middle + self._half * logits_BC[:, 0], self.low, self.high), dtype=np.float32)

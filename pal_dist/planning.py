@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from pal_dist.config import UNPLANNED_TOKENS, RunConfig
 from pal_dist.data import Batch
+from pal_dist.engine.task_gradients import TaskGradients
 from pal_dist.errors import DoesNotFitError
 from pal_dist.memory.closed_form import shape_of
 from pal_dist.memory.devices import Device, amount
@@ -48,6 +50,7 @@ def work_of(
         tasks=tasks if run.batch.step_tasks == "all" else 1,
         examples=examples,
         graphs=graphs,
+        apart=run.balance.conflict != "none",
     )
 
 
@@ -74,9 +77,12 @@ def trace_plan(plan: Plan, run: RunConfig, config: MultiTaskBertConfig) -> Trace
         task.name, tokens, tokens, torch.ones(rows, length, dtype=torch.bool), torch.zeros(rows), rows * length
     )
     options = replace(run.optimizer, optimizer=plan.levers.optimizer)  # type: ignore[arg-type]
+    others = plan.work.tasks - 1 if plan.work.apart else 0
+    least = Batch(task.name, tokens[:1, :8], tokens[:1, :8], None, torch.zeros(1), 8)
     return trace(
         partial(build_for_trace, run, config, plan.levers.checkpoint_layers),
-        batch,
+        [*[least] * others, batch],
+        after=kept_apart(plan.work.tasks) if plan.work.apart else None,
         loss=lambda logits, batch: task.objective.loss(logits.float(), batch.labels_B),
         optimizer=lambda model: build_optimizer(model, options, 1e-5),
         device=plan.machine.device,
@@ -84,6 +90,21 @@ def trace_plan(plan: Plan, run: RunConfig, config: MultiTaskBertConfig) -> Trace
         attention=plan.levers.attention,
         keeps_gradients=plan.accumulates,
     )
+
+
+def kept_apart(tasks: int) -> Callable[[nn.Module, int], None]:
+    """What a step of so many tasks, one micro-batch each, does with their gradients under --conflict."""
+    kept: list[TaskGradients] = []
+
+    def after(model: nn.Module, number: int) -> None:
+        shared = [parameter for parameter in model.get_submodule("bert").parameters() if parameter.requires_grad]
+        if not kept:
+            kept.append(TaskGradients(shared, tasks, ranks=1))
+        kept[0].set_aside(number, last=number == tasks - 1)
+        if number == tasks - 1:
+            kept[0].merge(kept[0].gram()[0])
+
+    return after
 
 
 @dataclass(frozen=True)

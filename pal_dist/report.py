@@ -57,6 +57,8 @@ class Report:
 
     def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None: ...
 
+    def cosines(self, step: int, tasks: list[str], cosines: list[list[float]]) -> None: ...
+
     def picture(self, name: str, image: NDArray[np.uint8]) -> None: ...
 
     def state(self, state: str, step: int) -> None: ...
@@ -126,6 +128,9 @@ class RunReport(Report):
     def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None:
         self.writer.add_image(f"confusion/{task}", confusion_image(counts), step, dataformats="HWC")
 
+    def cosines(self, step: int, tasks: list[str], cosines: list[list[float]]) -> None:
+        self.writer.add_image("task_cosines", cosine_image(tasks, cosines), step, dataformats="HWC")
+
     def picture(self, name: str, image: NDArray[np.uint8]) -> None:
         self.writer.add_image(name, image, 0, dataformats="HWC")
 
@@ -174,22 +179,36 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def confusion_image(counts: NDArray[np.int64], cell: int = 56) -> NDArray[np.uint8]:
+def confusion_image(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     """A picture (height, width, 3) of counts [label, prediction]: the darker, the larger the share of its label."""
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [str(kind) for kind in range(len(counts))]
+    return _grid_image("label\\pred", names, counts.astype(str).tolist(), share)
+
+
+def cosine_image(tasks: list[str], cosines: list[list[float]]) -> NDArray[np.uint8]:
+    """A picture (height, width, 3) of the cosines between tasks' gradients: blue where they agree, red where not."""
+    texts = [[f"{value:.2f}" for value in row] for row in cosines]
+    return _grid_image("cosine", [task[:7] for task in tasks], texts, np.asarray(cosines))
+
+
+def _grid_image(corner: str, names: list[str], texts: list[list[str]], shades: NDArray[Any]) -> NDArray[np.uint8]:
+    """Squares of (rows, columns) with texts in them; shades from -1 (red) over 0 (white) to 1 (blue)."""
     from PIL import Image, ImageDraw
 
-    size = len(counts)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    cell, size = 56, len(names)
     picture = Image.new("RGB", ((size + 1) * cell, (size + 1) * cell), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((4, 4), "label\\pred", fill="black")
+    draw.text((4, 4), corner, fill="black")
     for row in range(size):
-        draw.text((cell // 2, (row + 1) * cell + cell // 3), str(row), fill="black")
-        draw.text(((row + 1) * cell + cell // 3, cell // 2), str(row), fill="black")
+        draw.text((4, (row + 1) * cell + cell // 3), names[row], fill="black")
+        draw.text(((row + 1) * cell + 4, cell // 2), names[row], fill="black")
         for column in range(size):
-            shade = round(255 * (1 - share[row, column]))
-            corner = ((column + 1) * cell, (row + 1) * cell)
-            draw.rectangle((*corner, corner[0] + cell - 2, corner[1] + cell - 2), fill=(shade, shade, 255))
-            ink = "white" if share[row, column] > 0.6 else "black"
-            draw.text((corner[0] + cell // 4, corner[1] + cell // 3), str(counts[row, column]), fill=ink)
+            shade = float(np.nan_to_num(shades[row, column]))
+            pale = round(255 * (1 - abs(shade)))
+            corner_at = ((column + 1) * cell, (row + 1) * cell)
+            colour = (pale, pale, 255) if shade >= 0 else (255, pale, pale)
+            draw.rectangle((*corner_at, corner_at[0] + cell - 2, corner_at[1] + cell - 2), fill=colour)
+            ink = "white" if shade > 0.6 else "black"
+            draw.text((corner_at[0] + cell // 4, corner_at[1] + cell // 3), texts[row][column], fill=ink)
     return np.asarray(picture)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pal_dist import __version__
+from pal_dist.adapters import Adapter
 from pal_dist.announce import before_first_step, results_of, summary
+from pal_dist.balance import LEARNED, LearnedVariances
 from pal_dist.batching import Schedule
 from pal_dist.checkpoint import load_moments, load_state, load_values
 from pal_dist.config import ModelConfig, RunConfig, default_learning_rate
@@ -28,11 +30,12 @@ from pal_dist.pretrained import find_model, read_model_config
 from pal_dist.reading import require_file
 from pal_dist.report import Report, RunReport
 from pal_dist.run_folder import open_folder
+from pal_dist.run_state import RunState
 from pal_dist.sampling import Sampling
 from pal_dist.settings import run_from_dict
 from pal_dist.strategy import Strategy
 from pal_dist.tasks import Task, resolve_tasks
-from pal_dist.trainer import RunState, Trainer
+from pal_dist.trainer import Trainer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -117,6 +120,8 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     dev = load_corpora(run, tasks, "dev", sources, tokenizer, optional=True, progress=engine.is_main)
     torch.manual_seed(run.train.seed)
     model = build_model(sources.model_dir, tasks, run.model, run.data.max_length).to(engine.device)
+    if run.balance.weighting == LEARNED:
+        model.add_module(LEARNED, LearnedVariances(tasks).to(engine.device))
     if run.train.mode == "pretrain":
         model.freeze_encoder()
     rate = run.optimizer.learning_rate or default_learning_rate(run.train.mode, model.config.hidden_size)
@@ -137,7 +142,7 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     take_plan(state, run, planned, engine)
 
     def save(name: str, metrics: dict[str, dict[str, float]]) -> None:
-        values = engine.values()
+        values = {name: value for name, value in engine.values().items() if not name.startswith(LEARNED)}
         if engine.is_main:
             card = {
                 "encoder": run.model.model, "adapter": run.model.adapter, "mode": run.train.mode, "step": state.step,
@@ -170,6 +175,11 @@ def refuse(run: RunConfig, strategy: Strategy) -> None:
             problems.append(
                 f"--step_tasks one under {strategy.name}: it feeds zeros to the tasks that a step does not serve, so "
                 f"AdamW's momentum and decay still move them; use --step_tasks all, or --strategy ddp"
+            )
+        if Adapter.kinds[run.model.adapter].wakes:
+            problems.append(
+                f"--adapter {run.model.adapter} under {strategy.name}: it feeds zeros to what is still asleep, so "
+                f"weight decay moves it and its moments start with a wrong count; use --strategy ddp"
             )
         if run.optimizer.optimizer != "adamw":
             problems.append(

@@ -6,15 +6,18 @@ import math
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pal_dist.batching import MICRO_BATCH_COST, MicroBatch, Rows, Schedule, micro_batches
+from pal_dist.balance import LEARNED, LearnedVariances, balance_of
+from pal_dist.batching import MicroBatch, Rows, Schedule, micro_batches
 from pal_dist.checkpoint import save_checkpoint
 from pal_dist.config import UNPLANNED_TOKENS, RunConfig
+from pal_dist.conflict import Resolver
 from pal_dist.data import Batch, Corpus
 from pal_dist.engine import Engine
 from pal_dist.errors import StoppedError, UserError
@@ -22,6 +25,7 @@ from pal_dist.evaluate import predict
 from pal_dist.memory.guard import Guard, say_on_main
 from pal_dist.optim import learning_rate_factor
 from pal_dist.report import Report
+from pal_dist.run_state import RunState
 from pal_dist.stopping import STOP, Stop
 from pal_dist.tasks import Task
 
@@ -30,37 +34,6 @@ Done = tuple[MicroBatch, int, int, torch.Tensor]
 
 Save = Callable[[str, dict[str, dict[str, float]]], None]
 """(name of the folder in the run, metrics) -> the model is kept there."""
-
-
-@dataclass
-class RunState:
-    """Everything beside parameters and optimizer that a run needs to go on."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    best_mean: float | None = None
-    best_step: int = 0
-    best_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    """All dev metrics at the best mean."""
-    best_each: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Each task's best headline metric: {task: {"step", "value"}}."""
-    evaluations_without_better: int = 0
-    examples: int = 0
-    tokens: int = 0
-    """Tokens that went through the model, padding included, over all ranks (likewise examples, useful_tokens)."""
-    useful_tokens: int = 0
-    seconds: float = 0.0
-    """Time spent training; evaluation and saving are not in it."""
-    evaluation_seconds: float = 0.0
-    finished: bool = False
-    tokens_per_micro_batch: int = 4096
-    """The run's token budget: the plan's, until the guard makes it smaller."""
-    micro_batch_cost: int = MICRO_BATCH_COST
-    """Fixed cost of one more micro-batch on this device, in tokens."""
-    planned_for: str = ""
-    """Ranks and device that the budget is for."""
-    checkpoint_layers: int = 0
-    """Every how many encoder layers one is computed again in backward."""
 
 
 class Trainer:
@@ -76,6 +49,13 @@ class Trainer:
         self.folder, self.report, self.save, self.padding_id = folder, report, save, padding_id
         self.parameters = parameters or {}
         self.state = state or RunState()
+        self.balance = balance_of(run.balance.weighting, tasks, [corpus.labels for corpus in train])
+        self.variances: LearnedVariances | None = getattr(engine.model, LEARNED, None)
+        self.resolver: Resolver | None = None
+        if run.balance.conflict != "none":
+            self.resolver = Resolver(run.balance.conflict, len(tasks), run.train.seed)
+            self.resolver.load_state_dict(self.state.conflict)
+            engine.keep_tasks_apart(len(tasks))
         self.guard = Guard(engine, self.state, on_change=say_on_main(engine))
         every = run.train.evaluate_every
         self.evaluate_every = {"epoch": schedule.sampling.steps_per_epoch, "none": 0}.get(every) or (
@@ -149,6 +129,7 @@ class Trainer:
             self.state.seconds += time.perf_counter() - self.started
         self.engine.world.progress(f"saving after step {self.state.step}")
         self.report.state("saving", self.state.step)
+        self.state.conflict = {} if self.resolver is None else self.resolver.state_dict()
         save_checkpoint(
             self.folder / "checkpoints", self.engine, asdict(self.state), keep=self.run.train.keep_checkpoints
         )
@@ -166,19 +147,30 @@ class Trainer:
         for done in self.guard.local(lambda: self.accumulate(served, count), longest=longest):
             self.count(*done)
         rate = self.peak_rate * learning_rate_factor(self.state.step, self.total_steps, self.run.optimizer.warmup)
-        return self.guard.update(lambda: self.engine.step(rate=rate, max_norm=self.run.optimizer.max_gradient_norm))
+        return self.guard.update(lambda: self.update(rate))
+
+    def update(self, rate: float) -> torch.Tensor:
+        """Conflicts resolved, gradients summed over the ranks, clipped, applied. Returns the norm before clipping."""
+        if self.resolver is not None:
+            self.engine.resolve(self.resolver, self.state.step)
+        return self.engine.step(rate=rate, max_norm=self.run.optimizer.max_gradient_norm)
 
     def accumulate(self, served: list[tuple[int, Rows]], count: int) -> list[Done]:
         """Gradients of this rank's micro-batches. Nothing here waits for another rank or outlives a failure."""
         done: list[Done] = []
         self.engine.seed(self.run.train.seed, self.state.step)
         self.engine.checkpoint_layers(self.state.checkpoint_layers)
+        self.engine.advance(self.state.step / self.total_steps)
+        factors = self.balance.factors({task: len(rows) for task, rows in served})
         micros = self.micro_batches(served)
-        for number, micro in enumerate(micros, start=1):
+        for micro, following in zip_longest(micros, micros[1:]):
             batch, loss_sum = self.forward(micro)
+            value = loss_sum if self.variances is None else self.variances(batch.task, loss_sum, len(micro.rows))
             if micro.filler:  # an extra example that keeps ranks in step: its gradient is zero
-                loss_sum = loss_sum * 0.0
-            self.engine.backward(loss_sum, count, last=number == len(micros))
+                value = value * 0.0
+            value = value * factors[micro.task]
+            ends = micro.task if following is None or following.task != micro.task else None
+            self.engine.backward(value, count, last=following is None, task=ends)
             done.append((micro, batch.input_ids_BL.numel(), batch.useful_tokens, loss_sum.detach()))
         return done
 
@@ -237,6 +229,11 @@ class Trainer:
             "memory_gigabytes": self.engine.memory() / 1e9,
             "seconds_left": state.seconds / state.step * (self.total_steps - state.step),
         }
+        if self.resolver is not None and self.resolver.seen_TT is not None:
+            cosines = self.resolver.seen_TT.tolist()
+            pairs = combinations(enumerate(task.name for task in self.tasks), 2)
+            entry["task_cosines"] = {f"{one}-{other}": cosines[row][column] for (row, one), (column, other) in pairs}
+            self.report.cosines(state.step, [task.name for task in self.tasks], cosines)
         self.report.progress(state.step, self.total_steps, entry)
         self._clear_window()
 

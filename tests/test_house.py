@@ -18,17 +18,17 @@ FLOORS = [
     {"errors", "exits"},
     {"files", "engine.launched", "doctor.findings"},
     {
-        "config", "objectives", "attention", "logbook", "sampling", "strategy", "stopping", "memory.tracker",
-        "memory.allocator", "engine.world", "engine.precision",
+        "config", "objectives", "attention", "conflict", "logbook", "sampling", "strategy", "stopping",
+        "memory.tracker", "memory.allocator", "engine.world", "engine.precision",
     },
     {
         "tasks", "settings", "pretrained", "report", "batching", "corpus", "adapters.base", "memory.devices",
-        "engine.backend",
+        "engine.backend", "engine.task_gradients",
     },
     {
-        "reading", "optim", "pages", "status", "encoder", "fetch", "adapters.pal", "adapters.low_rank", "adapters.lhuc",
-        "adapters.lora", "adapters.top_attention", "memory.emulation", "engine.zero", "engine.fully_sharded",
-        "engine.rehearsal", "doctor.host", "doctor.gpus",
+        "balance", "run_state", "reading", "optim", "pages", "status", "encoder", "fetch", "adapters.pal",
+        "adapters.low_rank", "adapters.lhuc", "adapters.lora", "adapters.top_attention", "memory.emulation",
+        "engine.zero", "engine.fully_sharded", "engine.rehearsal", "doctor.host", "doctor.gpus",
     },
     {"data", "adapters.houlsby", "memory.trace", "listing"},
     {"adapters"},

@@ -25,6 +25,8 @@ def train_in_float64(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[
     trainer = assemble(run, {}, cache_dir=cache_dir)
     trainer.engine.model.double()
     trainer.engine.backend.buffer = trainer.engine.backend.buffer.double()
+    if trainer.engine.apart is not None:
+        trainer.engine.keep_tasks_apart(len(trainer.tasks))
     state = trainer.fit()
     trainer.report.close()
     trainer.engine.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pal_dist.conflict import Resolver
 from pal_dist.data import Batch
 from pal_dist.engine.backend import Backend, Moments
 from pal_dist.engine.precision import LossScale, choose_precision
+from pal_dist.engine.task_gradients import TaskGradients
 from pal_dist.engine.world import World
 from pal_dist.errors import UserError
 from pal_dist.memory.devices import Device, cpu_device, device_at_hand
@@ -54,6 +56,8 @@ class Engine:
             )
         self.is_main = self.rank == 0
         self.scale = LossScale() if self.precision.name == "fp16" else None
+        self.apart: TaskGradients | None = None
+        """Where each task's gradient is kept apart from the others'; None: they are summed as they come."""
         self.lock: Any = None
         """Held on the run's folder by rank 0 until `release`."""
         self.multiple = 8 if self.device.type == "cuda" else 1
@@ -64,6 +68,16 @@ class Engine:
         self.model = model
         self.backend = self._backend(model, optimizer)
         self.backend.start()
+
+    def keep_tasks_apart(self, tasks: int) -> None:
+        """From now on each task's gradient of the shared encoder is kept apart until `resolve`."""
+        shared = [parameter for name, parameter in self.backend.names.items() if name.startswith("bert.")]
+        self.apart = TaskGradients(shared, tasks, ranks=self.ranks)
+
+    def resolve(self, resolver: Resolver, step: int) -> None:
+        """Make one gradient of the tasks', weighted as the resolver says. Every rank must call it."""
+        assert self.apart is not None, "keep_tasks_apart comes first"
+        self.apart.merge(resolver.weights(self.apart.gram(), step))
 
     def _backend(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Backend:
         parts = model, optimizer, self.world, self.scale
@@ -107,10 +121,26 @@ class Engine:
             logits: Tensor = self.model(batch)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def backward(self, loss_sum: Tensor, count: int, *, last: bool = True) -> None:
-        """Add d(loss_sum / count) to this rank's gradients; `count` is the step's examples over all ranks, `last` says
-        that no other micro-batch of the step follows."""
-        self.backend.backward(loss_sum / count, last=last)
+    def backward(self, loss_sum: Tensor, count: int, *, last: bool = True, task: int | None = None) -> None:
+        """Add d(loss_sum / count) to this rank's gradients.
+
+        Args:
+            count: the step's examples over all ranks.
+            last: no other micro-batch of the step follows.
+            task: no other micro-batch of this task follows in the step; None: one does, or nobody asks.
+        """
+        if self.apart is None:
+            self.backend.backward(loss_sum / count, last=last)
+            return
+        self.backend.backward(loss_sum / count, last=task is not None)
+        if task is not None:
+            self.apart.set_aside(task, last=last)
+
+    def advance(self, progress: float) -> None:
+        """The share of the run's steps that are done, for adapters that grow."""
+        adapters: Iterable[Any] = self.model.get_submodule("adapters").children()
+        for adapter in adapters:
+            adapter.advance(progress)
 
     def checkpoint_layers(self, every: int) -> None:
         """Compute every `every`-th encoder layer again in backward instead of keeping it; 0: none."""
@@ -123,6 +153,8 @@ class Engine:
     def drop_step(self) -> None:
         """Forget what a step that failed has left: gradients and cached memory."""
         self.backend.drop()
+        if self.apart is not None:
+            self.apart.drop()
         self.free_caches()
 
     def free_caches(self) -> None:

@@ -49,6 +49,8 @@ class Shape:
     """Elements of one task's adapter that go into matrix products."""
     vocabulary: int
     dropout: bool
+    shared: int
+    """Elements of the trained parameters that all tasks share."""
 
     @property
     def parameters(self) -> int:
@@ -92,6 +94,7 @@ def shape_of(model: nn.Module, config: Any) -> Shape:
         layer_matrices=sum(p.numel() for p in one_layer.parameters() if p.ndim > 1),
         adapter_matrices=sum(p.numel() for p in one_adapter.parameters() if p.ndim > 1),
         vocabulary=config.vocab_size, dropout=config.hidden_dropout_prob > 0,
+        shared=sum(p.numel() for p in model.get_submodule("bert").parameters() if p.requires_grad),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import product
 
 from pal_dist.batching import MICRO_BATCH_COST
+from pal_dist.engine.task_gradients import PIECE
 from pal_dist.memory.closed_form import Estimate, Levers, Shape, step_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.sharding import with_strategy
@@ -22,6 +23,8 @@ ROUNDING = 1.02
 """Reserved over allocated memory with expandable segments, in replays of steps with like shapes."""
 
 OTHER_GRAPHS = "other tasks' graphs"
+
+KEPT_APART = "tasks' gradients apart"
 
 BRIM = 64
 """Length of the examples with which a budget is filled without a rest."""
@@ -58,6 +61,9 @@ class Work:
     """Of all tasks and ranks, in one step."""
     graphs: int = 1
     """Task graphs alive at once: 1, or as many as tasks where a method (PCGrad as often written) keeps them all."""
+
+    apart: bool = False
+    """Each task's gradient of the shared parameters is kept until the step's end (--conflict)."""
 
     @property
     def most_tokens(self) -> int:
@@ -113,7 +119,19 @@ class Plan:
             more = (self.work.graphs - 1) * (worst.categories[ACTIVATIONS] + worst.categories[GRADIENTS])
             worst = Estimate(worst.peak + more, {**worst.categories, OTHER_GRAPHS: more})
         machine = self.machine
+        if self.work.apart:
+            more = self._kept_apart()
+            worst = Estimate(worst.peak + more, {**worst.categories, KEPT_APART: more})
         return with_strategy(worst, self.work.shape, self.levers, self.strategy, machine.ranks, machine.device)
+
+    def _kept_apart(self) -> int:
+        """Bytes of all tasks' gradients but one, and of the pieces in which they are compared."""
+        shared, ranks, tasks = self.work.shape.shared, self.machine.ranks, self.work.tasks
+        sharded = not self.is_replicated and read_strategy(self.strategy).kind == "fsdp2"
+        piece = min(shared, PIECE)
+        return 4 * (
+            (tasks - 1) * (shared // ranks if sharded else shared) + piece * (1 + tasks) + tasks * piece // ranks
+        )
 
     @property
     def needed(self) -> int:

@@ -83,6 +83,7 @@ def trace(
     softmax_keeps_input: bool = False,
     reduction: int = 0,
     limit: int | None = None,
+    after: Callable[[nn.Module, int], None] | None = None,
 ) -> Trace:
     """Trace one optimizer step of any model, after the optimizer's state has come into being.
 
@@ -101,6 +102,8 @@ def trace(
         keeps_gradients: zeroed gradients stay allocated between steps (`zero_grad(set_to_none=False)`).
         softmax_keeps_input: as PyTorch did before 1.11.
         reduction: bytes of the flat buffer that sums gradients over ranks; 0: one rank.
+        after: called with the module and the micro-batch's number after each backward pass, for methods that do more
+            with gradients than add them up.
         limit: bytes above which an allocation raises torch.OutOfMemoryError, as a card of that size would.
 
     Returns: the trace. Raises ValueError for an unknown precision or a precision that the device lacks.
@@ -139,7 +142,7 @@ def trace(
         tracker.mark(module.buffers(), PARAMETERS)
         phases: list[tuple[int, str]] = []
 
-        def run(batch: Any) -> None:
+        def run(batch: Any, number: int) -> None:
             """One micro-batch, forward and backward; it is on the device for as long as that takes."""
             inputs = _tensors([batch])
             tracker.mark(inputs, ACTIVATIONS)
@@ -150,15 +153,17 @@ def trace(
             phases.append((len(tracker.events), "backward"))
             with again():
                 (value / len(steps)).backward()
+            if after is not None:
+                after(module, number)
             tracker.forget(inputs)
 
-        _warm_up(module, run, steps[0], update, tracker)
+        _warm_up(module, run, steps if after else steps[:1], update, tracker)
         update.zero_grad(set_to_none=not keeps_gradients)
         start, resident = len(tracker.events), tracker.bytes
         tracker.limit = limit
         phases.clear()
-        for batch in steps:
-            run(batch)
+        for number, batch in enumerate(steps):
+            run(batch, number)
         phases.append((len(tracker.events), "optimizer step"))
         if reduction:
             torch.empty(reduction, dtype=torch.uint8)
@@ -170,10 +175,12 @@ def trace(
 
 
 def _warm_up(
-    module: nn.Module, run: Callable[[Any], None], batch: Any, update: torch.optim.Optimizer, tracker: Tracker
-) -> None:
+    module: nn.Module, run: Callable[[Any, int], None], steps: Sequence[Any], update: torch.optim.Optimizer,
+    tracker: Tracker,
+) -> None:  # fmt: skip
     """A first step, after which the optimizer's state exists and lies where a real run would have put it."""
-    run(batch)
+    for number, batch in enumerate(steps):
+        run(batch, number)
     for parameter in module.parameters():
         if parameter.requires_grad and parameter.grad is None:  # another task's
             parameter.grad = torch.zeros_like(parameter)
