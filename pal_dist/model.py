@@ -97,7 +97,10 @@ class MultiTaskBert(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """BERT's initialisation, N(0, 0.02) with zero biases; called by Transformers for what no checkpoint filled."""
-        if isinstance(module, ZeroLinear):
+        if isinstance(module, nn.ParameterDict):  # gates and the like: an adapter is born as nothing
+            for parameter in module.values():
+                init.zeros_(parameter)
+        elif isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, std=self.config.initializer_range)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pal_dist.adapters import Adapter
 from pal_dist.config import OptimizerConfig
 from pal_dist.data import Batch
 from pal_dist.memory.closed_form import Levers, Shape, shape_of
@@ -80,7 +81,7 @@ def random_run(seed: int, *, layers: tuple[int, ...] = (2, 3, 4, 6)) -> RandomRu
     adapter_heads = chance.choice([4, 6, 12])
     dropout = chance.choice([0.1, 0.1, 0.0])
     config = config_of(
-        hidden, chance.choice(layers), hidden // chance.choice([32, 64]), chance.choice(["pal", "pal", "none"]),
+        hidden, chance.choice(layers), hidden // chance.choice([32, 64]), chance.choice(["pal", "pal", *Adapter.kinds]),
         adapter_heads * chance.choice([8, 11, 16, 17]), adapter_heads,
         pooling=chance.choice(["pooler", "first", "mean"]), hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,

@@ -50,7 +50,7 @@ class Job:
     def status(self) -> Status:
         return status_of(self.run)
 
-    def until(self, met: Callable[[Job], bool], seconds: float = 120) -> None:
+    def until(self, met: Callable[[Job], bool], seconds: float = 300) -> None:
         """Wait; what the job has said is shown where this takes too long."""
         end = time.monotonic() + seconds
         while not met(self):
@@ -58,13 +58,13 @@ class Job:
                 raise TimeoutError(f"job {self.number}: {self.show()}\n{self.said}")
             time.sleep(0.2)
 
-    def ended(self, seconds: float = 120) -> str:
+    def ended(self, seconds: float = 300) -> str:
         """Its final state."""
         final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
         self.until(lambda job: job.state in final, seconds)
         return self.state
 
-    def at_step(self, step: int, seconds: float = 120) -> None:
+    def at_step(self, step: int, seconds: float = 300) -> None:
         def there(job: Job) -> bool:
             return (job.run / "status.json").is_file() and job.status().entry.step >= step
 

@@ -52,7 +52,7 @@ def test_help_has_the_command(path: Path) -> None:
 
 def same_as_expected(name: str, text: str) -> None:
     """Compared with a text that a person has read; PAL_DIST_NEW_EXPECTED=1 writes it anew, to be read again."""
-    text = text.replace(str(ROOT), "ROOT").replace(sys.executable, "PYTHON").rstrip() + "\n"
+    text = text.replace(sys.executable, "PYTHON").replace(str(ROOT), "ROOT").rstrip() + "\n"
     path = EXPECTED / f"{name}.txt"
     if os.environ.get("PAL_DIST_NEW_EXPECTED"):
         path.write_text(text)

@@ -52,6 +52,8 @@ def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
     for step, served in enumerate(schedule.steps(0, total)):
         count = sum(len(rows) for _, rows in served)
         losses = []
+        for adapter in model.adapters.values():
+            adapter.advance(step / total)
         for index, rows in served:
             batch = corpora[index].batch(tasks[index].name, rows)
             losses.append(tasks[index].objective.loss(model(batch), batch.labels_B))

@@ -71,6 +71,8 @@ class Adapter(nn.Module):
     Law: a new adapter changes nothing (identity at birth), and gradients reach every parameter of it within two steps.
     This one class decides what is trained in `pretrain` mode, saved as a task's file and counted as its parameters.
     A kind overrides those of the methods below that it needs: the places where it may reach into the encoder.
+    Its matrices are `nn.Linear`, drawn at random, or `ZeroLinear`; other parameters stand in an `nn.ParameterDict` and
+    are born zero. (`MultiTaskBert._init_weights` gives them these values, since no checkpoint has any for them.)
 
     Shapes: B examples, L tokens, Q of them wanted (the first Q: L, or 1 where only the first token is read), D hidden.
     """
