@@ -20,7 +20,7 @@ from pal_dist.config import ModelConfig, RunConfig, default_learning_rate
 from pal_dist.corpus import built_in_corpus
 from pal_dist.data import Corpus, load_corpus, load_tokenizer
 from pal_dist.engine import Engine
-from pal_dist.errors import UserError
+from pal_dist.errors import StoppedError, UserError
 from pal_dist.export import export_model
 from pal_dist.files import write_json
 from pal_dist.fitting import plan_memory, prove, take_plan
@@ -100,6 +100,9 @@ def train(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dict[s
                 trainer.report.lines("", *summary(results, trainer))
         trainer.report.close()
         trainer.engine.close()
+    except StoppedError:  # all ranks have agreed on it: none of them is lost to the others
+        trainer.engine.close()
+        raise
     finally:
         trainer.engine.release()
     return results

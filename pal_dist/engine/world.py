@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -242,8 +242,9 @@ class Watchdog(threading.Thread):
 
     def stop(self) -> None:
         self.words = "done"
-        self.store.set(f"beat/{self.rank}", json.dumps([-1, "done"]))
         self.over.set()
+        with suppress(RuntimeError, OSError):  # rank 0 may have left with the store
+            self.store.set(f"beat/{self.rank}", json.dumps([-1, "done"]))
         self.join()
 
 
