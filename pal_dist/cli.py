@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from pal_dist.errors import DoesNotFitError, LostError, StoppedError, UserError
 from pal_dist.exits import leave_with
-from pal_dist.pages import ANSWER_OPTIONS, ANSWER_SETTINGS, PLAN_OPTIONS, page
+from pal_dist.pages import ANSWER_OPTIONS, ANSWER_SETTINGS, COMPARE_OPTIONS, PLAN_OPTIONS, page
 from pal_dist.report import table
 from pal_dist.settings import resolve
 
@@ -181,6 +181,16 @@ def status(folder: str | None = None, **flags: str) -> None:
     print("\n".join(run.json() for run in runs) if as_json else runs_table(runs))
 
 
+def compare(*folders: str, **flags: str) -> None:
+    """Set runs against each other in one page, seeds told from settings: pal-dist compare RUN... [--baseline NAME]."""
+    _only(flags, set(COMPARE_OPTIONS))
+    from pal_dist.compare import compare as write
+
+    place = Path(flags.pop("output_dir", "compare")).expanduser()
+    for path in write([Path(folder).expanduser() for folder in folders], place, **flags):
+        print(path)
+
+
 def convert(**flags: str) -> None:
     """Read the PAL authors' checkpoint: --checkpoint FILE --bert_config FILE --tasks a,b --output_dir X."""
     known = ("checkpoint", "bert_config", "tasks", "output_dir")
@@ -213,19 +223,11 @@ def data(action: str = "", **flags: str) -> None:
 
 
 VERBS: dict[str, Verb] = {
-    "train": train,
-    "plan": plan,
-    "launch": launch,
-    "doctor": doctor,
-    "profile": profile,
-    "evaluate": evaluate,
-    "predict": predict,
-    "status": status,
-    "config": config,
-    "tasks": tasks,
-    "data": data,
-    "convert": convert,
-}
+    verb.__name__: verb
+    for verb in (
+        train, plan, launch, doctor, profile, evaluate, predict, status, compare, config, tasks, data, convert,
+    )
+}  # fmt: skip
 
 
 def _only(flags: dict[str, str], known: set[str]) -> None:
@@ -290,7 +292,7 @@ def _dispatch(given: list[str]) -> None:
 
     def checked(*positional: str, **flags: str) -> None:
         """Fire hands over what it read; more words than the verb takes are a mistake, not a second command."""
-        takes = {"evaluate": 1, "predict": 1, "data": 1, "status": 1}.get(verb, 0)
+        takes = {"evaluate": 1, "predict": 1, "data": 1, "status": 1, "compare": sys.maxsize}.get(verb, 0)
         if len(positional) > takes:
             raise UserError(f"{verb} takes settings as --name value; found the loose word `{positional[takes]}`")
         VERBS[verb](*positional, **flags)

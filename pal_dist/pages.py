@@ -59,6 +59,13 @@ LAUNCH_OPTIONS = {
 }
 """What launch takes before the `--`."""
 
+COMPARE_OPTIONS = {
+    "output_dir": "Where compare.html and compare.md go (default: compare).",
+    "title": "Heading of the page.",
+    "baseline": "Name of the group that the others are held against, as the page gives it (default: the first).",
+}
+"""What compare takes beside the runs."""
+
 
 def shown(value: Any) -> str:
     """A setting's value as the command line writes it."""
@@ -87,6 +94,13 @@ def page(verb: str | None, about: dict[str, str]) -> str:
     if verb == "launch":
         lines += ["", *(f"  --{name}\n      {text}" for name, text in LAUNCH_OPTIONS.items())]
         lines += ["", "After `--`: train, profile, doctor or evaluate, and the settings of that verb."]
+    if verb == "compare":
+        lines += ["", *(f"  --{name}\n      {text}" for name, text in COMPARE_OPTIONS.items())]
+        lines += [
+            "",
+            "RUN is a run's folder, or one with runs below it. Runs that differ only in their seed are one group;",
+            "a difference between groups is tested against the spread over seeds. The page needs no network.",
+        ]
     if verb == "profile":
         lines += [
             "",

@@ -86,6 +86,7 @@ class RunReport(Report):
             # A line that a crash cut short has no end; every whole one has its step.
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             write_text(self.metrics_file, "".join(kept))
+        self.confusions: dict[str, list[list[int]]] = {}  # of the evaluation that is going on
         self.terminal = sys.stderr.isatty()
         self.shown = 0.0
         self.width = 0
@@ -116,7 +117,8 @@ class RunReport(Report):
             self.shown = now
 
     def evaluation(self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float) -> None:
-        self._record({"step": step, "dev": metrics, "dev_mean": mean})
+        self._record({"step": step, "dev": metrics, "dev_mean": mean, "confusion": self.confusions})
+        self.confusions = {}
         for task, values in metrics.items():
             for name, value in values.items():
                 self.writer.add_scalar(f"dev_{name}/{task}", value, step)
@@ -126,6 +128,7 @@ class RunReport(Report):
         self.lines(f"step {step}: dev mean {mean:.4f}   {shown}")
 
     def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None:
+        self.confusions[task] = counts.tolist()
         self.writer.add_image(f"confusion/{task}", confusion_image(counts), step, dataformats="HWC")
 
     def cosines(self, step: int, tasks: list[str], cosines: list[list[float]]) -> None:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pal_dist"
 
 FLOORS = [
     {"errors", "exits"},
-    {"files", "engine.launched", "doctor.findings"},
+    {"files", "engine.launched", "doctor.findings", "compare.noise"},
     {
         "config", "objectives", "attention", "conflict", "logbook", "sampling", "strategy", "stopping",
         "memory.tracker", "memory.allocator", "engine.world", "engine.precision",
@@ -30,9 +30,9 @@ FLOORS = [
         "adapters.low_rank", "adapters.lhuc", "adapters.lora", "adapters.top_attention", "memory.emulation",
         "engine.zero", "engine.fully_sharded", "engine.rehearsal", "doctor.host", "doctor.gpus",
     },
-    {"data", "adapters.houlsby", "memory.trace", "listing"},
-    {"adapters"},
-    {"model", "engine", "memory", "memory.closed_form", "manifests"},
+    {"data", "adapters.houlsby", "memory.trace", "listing", "compare.runs"},
+    {"adapters", "compare.tables", "compare.figures"},
+    {"compare", "model", "engine", "memory", "memory.closed_form", "manifests"},
     {"memory.guard", "export", "convert", "memory.sharding"},
     {"evaluate", "checkpoint", "memory.probe", "memory.speed", "memory.picture"},
     {"trainer", "memory.plan"},
@@ -102,7 +102,7 @@ def test_the_training_step_is_a_paragraph() -> None:
 
 def test_readme_names_only_what_exists() -> None:
     from pal_dist.cli import VERBS
-    from pal_dist.pages import LAUNCH_OPTIONS, PLAN_OPTIONS
+    from pal_dist.pages import COMPARE_OPTIONS, LAUNCH_OPTIONS, PLAN_OPTIONS
     from pal_dist.settings import settings
 
     text = (ROOT / "README.md").read_text()
@@ -111,7 +111,7 @@ def test_readme_names_only_what_exists() -> None:
     known = {f"--{name}" for name in settings()} | {
         "--config", "--split", "--task", "--text", "--text_b", "--help", "--config_file", "--logdir", "--checkpoint",
         "--bert_config", "--data_dir", "--num_processes", "--nproc-per-node",
-        "--max-restarts", *(f"--{name}" for name in [*PLAN_OPTIONS, *LAUNCH_OPTIONS]),
+        "--max-restarts", *(f"--{name}" for name in [*PLAN_OPTIONS, *LAUNCH_OPTIONS, *COMPARE_OPTIONS]),
         "--nodes", "--gpus-per-node", "--signal", "--array", "--time", "--mem",  # sbatch's own
         *(f"--{name}" for line in re.findall(r"^read_arguments \S+ (.*) -- ", scripts, flags=re.MULTILINE)
           for name in line.split()),
