@@ -77,12 +77,14 @@ def trace_plan(plan: Plan, run: RunConfig, config: MultiTaskBertConfig) -> Trace
         task.name, tokens, tokens, torch.ones(rows, length, dtype=torch.bool), torch.zeros(rows), rows * length
     )
     options = replace(run.optimizer, optimizer=plan.levers.optimizer)  # type: ignore[arg-type]
-    others = plan.work.tasks - 1 if plan.work.apart else 0
+    # The other tasks' gradients lie aside, and this one's is there from an earlier micro-batch.
+    before = plan.work.tasks if plan.work.apart else 0
     least = Batch(task.name, tokens[:1, :8], tokens[:1, :8], None, torch.zeros(1), 8)
+    ends = [*range(plan.work.tasks - 1), before]
     return trace(
         partial(build_for_trace, run, config, plan.levers.checkpoint_layers),
-        [*[least] * others, batch],
-        after=kept_apart(plan.work.tasks) if plan.work.apart else None,
+        [*[least] * before, batch],
+        after=kept_apart(ends) if plan.work.apart else None,
         loss=lambda logits, batch: task.objective.loss(logits.float(), batch.labels_B),
         optimizer=lambda model: build_optimizer(model, options, 1e-5),
         device=plan.machine.device,
@@ -92,16 +94,17 @@ def trace_plan(plan: Plan, run: RunConfig, config: MultiTaskBertConfig) -> Trace
     )
 
 
-def kept_apart(tasks: int) -> Callable[[nn.Module, int], None]:
-    """What a step of so many tasks, one micro-batch each, does with their gradients under --conflict."""
+def kept_apart(ends: Sequence[int]) -> Callable[[nn.Module, int], None]:
+    """What a step does with its tasks' gradients under --conflict; `ends`: each task's last micro-batch."""
     kept: list[TaskGradients] = []
 
     def after(model: nn.Module, number: int) -> None:
         shared = [parameter for parameter in model.get_submodule("bert").parameters() if parameter.requires_grad]
         if not kept:
-            kept.append(TaskGradients(shared, tasks, ranks=1))
-        kept[0].set_aside(number, last=number == tasks - 1)
-        if number == tasks - 1:
+            kept.append(TaskGradients(shared, len(ends), ranks=1))
+        if number in ends:
+            kept[0].set_aside(number, last=number == ends[-1])
+        if number == ends[-1]:
             kept[0].merge(kept[0].gram()[0])
 
     return after

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from random_runs import batch_of, config_of, loss_of, shape
 from ranks import run_ranks
 from test_resume import fit as fit_and_stop
 from test_same_gradient import Parameters, assert_same, train_in_float64
@@ -17,8 +19,12 @@ from pal_dist.config import RunConfig
 from pal_dist.conflict import DECAY, METHODS, Resolver, cosines, draw_others
 from pal_dist.data import load_corpus, load_tokenizer
 from pal_dist.errors import UserError
+from pal_dist.memory import find_device, trace
+from pal_dist.memory.closed_form import Levers
+from pal_dist.memory.plan import Machine, Plan
 from pal_dist.model import MultiTaskBert, build_model
 from pal_dist.optim import learning_rate_factor, parameter_groups
+from pal_dist.planning import kept_apart, trace_plan, work_of
 from pal_dist.session import plan_steps
 from pal_dist.tasks import resolve_tasks
 
@@ -252,3 +258,86 @@ def random_batch(model: MultiTaskBert, task: str) -> Any:
     import laws
 
     return laws.random_batch(model, task)
+
+
+class TestMemory:
+    """One gradient a task and no graph, against PCGrad as it is often written."""
+
+    def test_traced_against_the_naive_way(self) -> None:
+        levers, device = Levers("fp16"), find_device("t4")
+        config = config_of(256, 4, 4, "pal", 96, 12)
+        batches = [batch_of(16, 128, task) for task in ("sst", "para", "sts")]
+        plain = trace_of(config, levers, device, batches, loss_of)
+        ours = trace_of(config, levers, device, batches, loss_of, after=kept_apart([0, 1, 2]))
+        naive = trace_of(config, levers, device, [batches], naive_pcgrad)
+        print(f"plain {plain.peak:,}, ours {ours.peak:,}, naive {naive.peak:,}")
+        shared = 4 * shape(config).shared
+        assert ours.peak < plain.peak + 2 * shared + 0.05 * plain.peak
+        assert naive.peak > 1.5 * ours.peak
+
+    @pytest.mark.parametrize(("precision", "tokens"), [("fp16", 2048), ("fp32", 2048), ("fp16", 1024)])
+    def test_the_plan_counts_it(self, precision: str, tokens: int, tiny_run) -> None:
+        """Closed form within 5 % of the trace, not below by more than the margin."""
+        config = config_of(384, 6, 12, "pal", 204, 12)
+        run = tiny_run(conflict="pcgrad", max_length=128, batch_size=16)
+        work = work_of(run, config, ranks=1, multiple=8)
+        assert (work.apart, work.tasks) == (True, 3)
+        plan = Plan(work, Machine(find_device("t4")), Levers(precision), "single", tokens)
+        found = trace_plan(plan, run, config)
+        assert plan.estimate.peak / found.peak - 1 == pytest.approx(0.0, abs=0.05)
+        without = Plan(replace(work, apart=False), plan.machine, plan.levers, "single", tokens)
+        assert plan.needed > without.needed + 2 * 4 * work.shape.shared
+
+
+def trace_of(config: Any, levers: Levers, device: Any, batches: list[Any], loss: Any, after: Any = None) -> Any:
+    def model() -> torch.nn.Module:
+        built = MultiTaskBert(config)
+        return built if after is not None or loss is loss_of else AllTasks(built)
+
+    return trace(
+        model, batches, loss=loss, device=device, precision=levers.precision, after=after,
+        optimizer=lambda model: torch.optim.AdamW(model.parameters(), fused=True),
+    )  # fmt: skip
+
+
+class AllTasks(torch.nn.Module):
+    def __init__(self, model: MultiTaskBert):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batches: list[Any]) -> list[torch.Tensor]:
+        return [self.model(batch) for batch in batches]
+
+
+def naive_pcgrad(outputs: list[torch.Tensor], batches: list[Any]) -> torch.Tensor:
+    """All tasks' graphs alive; a flat gradient of everything for each task, and a projected copy of each."""
+    losses = [loss_of(logits, batch) for logits, batch in zip(outputs, batches, strict=True)]
+    parameters = parameters_behind(losses)
+    flat = []
+    for loss in losses:
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        flat.append(torch.cat([part.flatten() for part in parts]))
+    turned = [gradient.clone() for gradient in flat]
+    for gradient in turned:
+        for other in flat:
+            gradient -= (gradient @ other) / other.square().sum() * other
+    total = torch.stack(turned).sum(dim=0)
+    for parameter, piece in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = piece.view_as(parameter)
+    return torch.zeros((), requires_grad=True)
+
+
+def parameters_behind(losses: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The leaves of the losses' graphs."""
+    leaves: dict[int, torch.Tensor] = {}
+    waiting, seen = [loss.grad_fn for loss in losses], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node.variable
+        waiting += [following for following, _ in node.next_functions]
+    return list(leaves.values())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
-PIECE = 4 * 1024 * 1024
+PIECE = 1024 * 1024
 """Elements of every task's gradient that are looked at together."""
 
 
@@ -31,7 +31,8 @@ class TaskGradients:
         # Allocated once, so that no rank can run out of memory while the others wait for it in a collective.
         self.flat = torch.empty(self.share * ranks, dtype=first.dtype, device=first.device)
         self.rows = torch.empty(tasks * self.share * ranks, dtype=first.dtype, device=first.device)
-        self.own = torch.empty(tasks * self.share, dtype=first.dtype, device=first.device)
+        kept = tasks * self.share if ranks > 1 else 0
+        self.own = torch.empty(kept, dtype=first.dtype, device=first.device)
 
     def set_aside(self, task: int, *, last: bool) -> None:
         """The task's last micro-batch of the step is done: its gradient is taken away from the parameters.

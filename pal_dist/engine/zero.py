@@ -60,6 +60,11 @@ class Zero(Backend):
             embeddings = self.model.get_submodule("bert.embeddings")
             for name in ("position_embeddings", "token_type_embeddings"):  # read without calling their module
                 deepspeed.zero.register_external_parameter(embeddings, embeddings.get_submodule(name).weight)
+            for name, held in self.model.named_modules():
+                if isinstance(held, nn.ParameterDict):  # likewise; adapters are read while the whole model is called
+                    reader = "" if name.startswith("adapters.") else name.rpartition(".")[0]
+                    for parameter in held.values():
+                        deepspeed.zero.register_external_parameter(self.model.get_submodule(reader), parameter)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         if self.collecting is None:

@@ -129,9 +129,9 @@ class Plan:
         shared, ranks, tasks = self.work.shape.shared, self.machine.ranks, self.work.tasks
         sharded = not self.is_replicated and read_strategy(self.strategy).kind == "fsdp2"
         piece = min(shared, PIECE)
-        return 4 * (
-            (tasks - 1) * (shared // ranks if sharded else shared) + piece * (1 + tasks) + tasks * piece // ranks
-        )
+        gradient = shared // ranks if sharded else shared
+        pieces = piece * (1 + tasks) + (tasks * piece // ranks if ranks > 1 else 0)
+        return 4 * ((tasks - 1) * gradient + pieces)
 
     @property
     def needed(self) -> int:

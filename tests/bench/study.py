@@ -1,0 +1,104 @@
+"""The study of docs/study.md: the paper's claims, each with three seeds, on the real data, small enough for two cores.
+
+    python tests/bench/study.py --data_dir DATA --output_dir STUDY [--workers 2] [--only samplings,adapters]
+    pal-dist compare STUDY/samplings --output_dir STUDY/samplings/compare
+
+DATA has the CS224N files (see README, Real data). Runs that are finished are left alone, so a study that was stopped
+goes on. Each worker trains with one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SEEDS = (0, 1, 2)
+
+ROWS = {"ids-sst-train.csv": 546, "quora-train.csv": 1022, "sts-train.csv": 352}
+"""Training rows that are used, in the proportions of the whole files; the dev files stay as they are."""
+
+COMMON = {
+    "model": "minilm", "tasks": "sst,para,sts", "max_length": 64, "epochs": 2, "batch_size": 32,
+    "evaluate_every": "none", "log_every": 4, "memory": "off", "keep_checkpoints": 1,
+}  # fmt: skip
+
+KINDS = ("none", "low_rank", "houlsby", "houlsby_parallel", "houlsby_plus_pal", "top_attention", "lhuc", "lora")
+
+
+BASE: dict[str, object] = {}
+
+QUESTIONS: dict[str, list[dict[str, object]]] = {
+    "samplings": [BASE, *({"sampling": kind} for kind in ("random", "proportional", "sqrt", "annealed"))],
+    "pals": [BASE, *({"adapter": kind} for kind in ("none", "progressive_pal"))],
+    "tasks": [BASE, *({"tasks": name} for name in ("sst", "para", "sts"))],
+    "batches": [BASE, *({"batch_size": size} for size in (8, 16, 64, 128))],
+    "conflicts": [BASE, *({"conflict": kind} for kind in ("pcgrad", "gradvac"))],
+    "steps": [BASE, {"step_tasks": "one"}],
+    "accumulation": [BASE, {"tokens_per_micro_batch": 512}],
+    "adapters": [BASE, *({"adapter": kind} for kind in KINDS)],
+    "weightings": [BASE, *({"weighting": kind} for kind in ("equal", "scale", "uncertainty"))],
+}
+"""Each question's groups: what differs from COMMON. BASE, which all have, is run once and linked to."""
+
+
+def study_data(source: Path, target: Path) -> None:
+    """The first rows of the training files; everything else as it is."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.csv"):
+        lines = path.read_bytes().splitlines(keepends=True)
+        (target / path.name).write_bytes(b"".join(lines[: ROWS.get(path.name, len(lines)) + 1]))
+
+
+def place(question: str, values: dict[str, object], seed: int) -> Path:
+    """Folder of a run below the study's; the baseline has one for all questions."""
+    name = "-".join(f"{name}_{value}" for name, value in values.items())
+    return Path(question, f"{name}-seed_{seed}") if values else Path("base", f"seed_{seed}")
+
+
+def run(folder: Path, data: Path, values: dict[str, object]) -> int:
+    """One run in a process of its own; what it says is beside its folder."""
+    if (folder / "results.json").is_file():
+        return 0
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    settings = {**COMMON, **values, "data_dir": data, "output_dir": folder}
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    with open(folder.with_suffix(".log"), "w", encoding="utf-8") as said:
+        return subprocess.run(
+            [sys.executable, "-m", "pal_dist", "train", *words], stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        ).returncode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", help="questions, separated by commas")
+    given = parser.parse_args()
+    data = given.output_dir / "data"
+    study_data(given.data_dir, data)
+    chosen = given.only.split(",") if given.only else list(QUESTIONS)
+    asked = {
+        place(question, values, seed): {**values, "seed": seed}
+        for question in chosen
+        for values, seed in itertools.product(QUESTIONS[question], SEEDS)
+    }
+    for question in chosen:
+        (given.output_dir / question).mkdir(parents=True, exist_ok=True)
+        for seed in SEEDS:
+            link = given.output_dir / question / f"base-seed_{seed}"
+            if not link.is_symlink():
+                link.symlink_to(Path("..", place(question, BASE, seed)))
+    with ThreadPoolExecutor(given.workers) as workers:
+        begun = {name: workers.submit(run, given.output_dir / name, data, values) for name, values in asked.items()}
+        for name, future in begun.items():
+            print(name, "done" if future.result() == 0 else f"FAILED with exit code {future.result()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
