@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,8 +80,13 @@ class Group:
 
     @property
     def best(self) -> Run | None:
-        """The run of the best mean, the first of equals."""
-        return max(self.counted, key=lambda run: run.scores.get(MEAN, 0.0), default=None)
+        """The run of the best mean, the first of equals; one whose mean is not a number only where all are so."""
+
+        def mean(run: Run) -> float:
+            value = run.scores.get(MEAN, -math.inf)
+            return -math.inf if math.isnan(value) else value
+
+        return max(self.counted, key=mean, default=None)
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
