@@ -47,7 +47,8 @@ class RunState:
     evaluations_without_better: int = 0
     examples: int = 0
     tokens: int = 0
-    """Tokens that went through the model, padding included, over all ranks (likewise examples, useful_tokens)."""
+    """Tokens that went through the model, padding included, over all ranks (likewise examples, useful_tokens); with
+    cached features, tokens of the texts that they stand for, without padding."""
     useful_tokens: int = 0
     seconds: float = 0.0
     """Time spent training; evaluation and saving are not in it."""
@@ -179,7 +180,7 @@ class Trainer:
             if micro.filler:  # an extra example that keeps ranks in step: its gradient is zero
                 loss_sum = loss_sum * 0.0
             self.engine.backward(loss_sum, count, last=number == len(micros))
-            done.append((micro, batch.input_ids_BL.numel(), batch.useful_tokens, loss_sum.detach()))
+            done.append((micro, batch.tokens, batch.useful_tokens, loss_sum.detach()))
         return done
 
     def forward(self, micro: MicroBatch) -> tuple[Batch, torch.Tensor]:
