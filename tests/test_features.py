@@ -21,6 +21,7 @@ from test_strategies import distances
 
 import pal_dist.features
 import pal_dist.session
+from pal_dist.cli import main
 from pal_dist.config import RunConfig
 from pal_dist.encoder import Encoder
 from pal_dist.errors import UserError
@@ -230,3 +231,20 @@ def test_a_full_disk_is_told_on_every_rank(tiny_run, cold: Path) -> None:
         assert "the disk has 0.0 MiB left" in str(answer)
         assert "--features off" in str(answer)
     assert not [*cold.glob("*.draft"), *feature_files(cold)]
+
+
+def test_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """A budget too large for one pass over the data is halved there, so it does not decide what fits."""
+    words = ["plan", "--gpu", "t4", "--model", "bert-base-uncased", "--batch_size", "800", "--max_length", "512",
+             "--tokens_per_micro_batch", "400000", "--precision", "fp32", "--mode", "pretrain"]  # fmt: skip
+
+    def said(code: int, *others: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *others])
+        assert ended.value.code == code
+        return capsys.readouterr().out
+
+    assert "features: the encoder runs over the data once" in said(0, "--adapter", "none")
+    assert json.loads(said(0, "--adapter", "none", "--json", "true"))["features_cached"] is True
+    assert "features:" not in said(3, "--adapter", "none", "--features", "off")
+    assert "features:" not in said(3, "--adapter", "pal")
