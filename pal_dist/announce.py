@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 from pal_dist import __version__
+from pal_dist.features import FeatureCorpus
 from pal_dist.model import MultiTaskBert
 from pal_dist.report import duration, table
 from pal_dist.trainer import Trainer
@@ -62,15 +63,20 @@ def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path |
     lines.append(f"{rate}, rising over the first {warmup:.0%} of steps, then falling to 0; {run.optimizer.optimizer}")
     per_step = [len(rows) for _, rows in next(trainer.schedule.steps(0, 1))]
     share, micro = planned_share(trainer)
+    each = f"at most {trainer.state.tokens_per_micro_batch:,} tokens each, {share:.1%} useful"
     lines += [
         f"one step: {' + '.join(map(str, per_step))} examples = {sum(per_step)}, in about {micro:.1f} micro-batches "
-        f"on each of {engine.ranks} ranks, at most {trainer.state.tokens_per_micro_batch:,} tokens each, {share:.1%} "
-        f"useful",
+        f"on each of {engine.ranks} ranks, {'of cached features' if features_are_cached(trainer) else each}",
         f"steps: {sampling.describe_epoch(names)}",
         f"steps: {trainer.total_steps:,} in all" + (f"; going on after step {trainer.state.step:,}" if resumed else ""),
         f"ready {since_start():.1f} s after the process started",
     ]
     return lines
+
+
+def features_are_cached(trainer: Trainer) -> bool:
+    """Whether steps serve what the heads read, and no tokens."""
+    return all(isinstance(corpus, FeatureCorpus) for corpus in trainer.train)
 
 
 def planned_share(trainer: Trainer, steps: int = 50) -> tuple[float, float]:
@@ -108,6 +114,7 @@ def results_of(trainer: Trainer) -> dict[str, Any]:
         "peak_memory_bytes": trainer.engine.memory(),
         "precision": trainer.engine.precision.name,
         "ranks": trainer.engine.ranks,
+        "features_cached": features_are_cached(trainer),
     }
 
 

@@ -151,6 +151,11 @@ class TrainConfig:
     mode: Literal["finetune", "pretrain"] = "finetune"
     """finetune: everything is trained. pretrain: the encoder is frozen; adapters and heads are trained."""
 
+    features: Literal["auto", "off"] = "auto"
+    """auto: where nothing below the heads is trained (pretrain without adapters), what they read is computed once, as
+    in evaluation (the encoder's dropout is off), and kept in `cache_dir`. off: the encoder runs in every step, with
+    dropout."""
+
     epochs: int = 3
     """Passes; what an epoch is under the chosen sampling is printed before step 1."""
 

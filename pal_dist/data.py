@@ -57,7 +57,13 @@ class Batch(NamedTuple):
     labels_B: Tensor
     """float32 (B,), NaN where the split has no labels."""
     useful_tokens: int
-    """Tokens that are no padding."""
+    """Tokens that are no padding; of cached features, those of the texts that they stand for."""
+    pooled_BD: Tensor | None = None
+    """What the heads read, (B, D), where it is known already: the tokens are then left out, (B, 0)."""
+
+    @property
+    def tokens(self) -> int:  # with padding; cached features have none
+        return self.input_ids_BL.numel() if self.pooled_BD is None else self.useful_tokens
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Corpus:
     """The examples of one split of one task, memory-mapped."""
 
     def __init__(self, folder: Path, file: Path):
-        self.key = folder.name  # task, split and hash of everything that made this corpus
+        self.folder, self.key = folder, folder.name  # task, split and hash of everything that made this corpus
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         entry = meta["report"]
         named = tuple(map(tuple, entry["named_bad_rows"]))
@@ -93,10 +99,8 @@ class Corpus:
         self.first_lengths = _memory_map(folder / "first_lengths.bin", "int32")
         self.labels = _memory_map(folder / "labels.bin", "float32")
         self.lengths: NDArray[np.int32] = np.diff(self.starts).astype(np.int32)
-        self._ids, self._id_starts = (
-            _memory_map(folder / "ids.bin", "uint8"),
-            _memory_map(folder / "id_starts.bin", "int64"),
-        )
+        self._ids = _memory_map(folder / "ids.bin", "uint8")
+        self._id_starts = _memory_map(folder / "id_starts.bin", "int64")
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -271,14 +275,13 @@ def _write(
             ids = [row.id.encode("utf-8") for row in chunk]
             files["tokens"].write(np.concatenate([encoding.ids for encoding in encodings]).astype(dtype).tobytes())
             files["starts"].write((token_end + np.cumsum(lengths)).astype(np.int64).tobytes())
-            first = [encoding.type_ids.count(0) for encoding in encodings]
-            files["first_lengths"].write(np.array(first, dtype=np.int32).tobytes())
-            labels = [np.nan if row.label is None else row.label for row in chunk]
-            files["labels"].write(np.array(labels, dtype=np.float32).tobytes())
+            first = np.array([encoding.type_ids.count(0) for encoding in encodings], dtype=np.int32)
+            labels = np.array([np.nan if row.label is None else row.label for row in chunk], dtype=np.float32)
+            files["first_lengths"].write(first.tobytes())
+            files["labels"].write(labels.tobytes())
             files["ids"].write(b"".join(ids))
             files["id_starts"].write((id_end + np.cumsum([len(name) for name in ids])).astype(np.int64).tobytes())
-            token_end += int(lengths.sum())
-            id_end += sum(map(len, ids))
+            token_end, id_end = token_end + int(lengths.sum()), id_end + sum(map(len, ids))
             written += len(chunk)
             truncated += sum(bool(encoding.overflowing) for encoding in encodings)
             bar.update(len(chunk))

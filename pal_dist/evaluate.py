@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pal_dist.batching import Rows, evaluation_batches
-from pal_dist.data import Corpus
+from pal_dist.data import Batch, Corpus
 from pal_dist.engine import Engine
 from pal_dist.errors import DoesNotFitError
 from pal_dist.memory.guard import is_out_of_memory
@@ -43,38 +45,63 @@ class Predictions:
         return counts
 
 
-@torch.no_grad()
 def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_id: int = 0) -> Predictions:
-    """Run a whole split, spread over the ranks. Logits leave the device batch by batch, so they never pile up there;
-    a batch that runs out of memory is run again in halves, which no other rank needs to know."""
+    """The model's logits of a whole split."""
     engine.model.eval()
+    logits = run_rows(
+        engine, engine.forward, task, corpus, range(len(corpus)), outputs=task.objective.outputs, budget=budget,
+        padding_id=padding_id, gathers=engine.strategy.shares_parameters,
+    )  # fmt: skip
+    return Predictions(task, corpus, logits)
+
+
+@torch.no_grad()
+def run_rows(
+    engine: Engine, function: Callable[[Batch], Tensor], task: Task, corpus: Corpus, rows: range, *, outputs: int,
+    budget: int, padding_id: int = 0, gathers: bool = False, doing: str = "evaluating", dtype: str = "float32",
+) -> NDArray[Any]:  # fmt: skip
+    """The function's results for a stretch of a split, (rows, outputs), on every rank; each runs a share of it.
+
+    They leave the device batch by batch, so they never pile up there; a batch that runs out of memory is run again in
+    halves, which no other rank needs to know.
+
+    Args:
+        function: (B, outputs) of a placed batch.
+        rows: a stretch without gaps.
+        budget: tokens of a batch, padding included.
+        gathers: the function gathers parameters from the other ranks.
+        doing: what is being done, in words.
+
+    Raises DoesNotFitError where one example alone runs out of memory.
+    """
     waiting = evaluation_batches(
-        corpus.lengths, budget=budget, rank=engine.rank, ranks=engine.ranks, multiple=engine.multiple
-    )[::-1]
-    if engine.strategy.shares_parameters:  # every batch gathers parameters: the same number of them on every rank
+        corpus.lengths[rows.start : rows.stop], budget=budget, rank=engine.rank, ranks=engine.ranks,
+        multiple=engine.multiple,
+    )[::-1]  # fmt: skip
+    if gathers:  # in every batch: the same number of them on every rank
         most = max(engine.gather(len(waiting)))
         waiting = [*[np.zeros(1, dtype=np.int64)] * (most - len(waiting)), *waiting]
-    found: list[tuple[Rows, NDArray[np.float32]]] = []
+    found: list[tuple[Rows, NDArray[Any]]] = []
     while waiting:
-        engine.world.progress(f"evaluating {task.name}")
+        engine.world.progress(f"{doing} {task.name}")
         part, failure = waiting.pop(), ""
         try:
-            batch = corpus.batch(task.name, part, padding_id=padding_id, multiple=engine.multiple)
-            found.append((part, engine.forward(engine.place(batch)).cpu().numpy()))
+            batch = corpus.batch(task.name, part + rows.start, padding_id=padding_id, multiple=engine.multiple)
+            found.append((part, function(engine.place(batch)).cpu().numpy()))
         except Exception as error:
-            if not is_out_of_memory(error) or not engine.micro_steps_are_local:
+            if not is_out_of_memory(error) or (gathers and engine.ranks > 1):
                 raise
             failure = str(error)
         if failure:  # outside of `except`, whose traceback holds the batch
             if len(part) == 1:
-                raise DoesNotFitError(f"evaluating {task.name}: one example alone runs out of memory ({failure[:80]})")
+                raise DoesNotFitError(f"{doing} {task.name}: one example alone runs out of memory ({failure[:80]})")
             engine.free_caches()
             waiting += np.array_split(part, 2)[::-1]
-    logits = np.empty((len(corpus), task.objective.outputs), dtype=np.float32)
+    results = np.empty((len(rows), outputs), dtype=dtype)
     for share in engine.gather(found):
         for part, values in share:
-            logits[part] = values
-    return Predictions(task, corpus, logits)
+            results[part] = values
+    return results
 
 
 def course_lines(predictions: Predictions) -> list[str]:

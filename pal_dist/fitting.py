@@ -54,6 +54,13 @@ def take_plan(state: RunState, run: RunConfig, planned: Planned | None, engine: 
         state.checkpoint_layers = run.memory.checkpoint_layers
 
 
+def serve_whole_steps(state: RunState, engine: Engine, schedule: Schedule) -> None:
+    """Let a task's examples of a step be one micro-batch, however long their texts: only features go to the heads."""
+    longest = max(engine.padded(int(lengths.max())) for lengths in schedule.lengths)
+    state.tokens_per_micro_batch = schedule.sampling.examples_per_step * longest
+    state.micro_batch_cost = max(MICRO_BATCH_COST, state.tokens_per_micro_batch)  # cutting saves no padding
+
+
 def prove(trainer: Trainer, planned: Planned | None) -> list[str]:
     """Run the worst batches where memory is tight, write plan and evidence beside the run; what to tell the person."""
     run, engine, state = trainer.run, trainer.engine, trainer.state

@@ -110,7 +110,11 @@ class MultiTaskBert(PreTrainedModel):
             init.zeros_(module.bias)
 
     def forward(self, batch: Batch) -> Tensor:
-        """logits_BC, C being the width of the batch's task."""
+        """logits_BC, C being the width of the batch's task. Features that come with the batch spare the encoder."""
+        return self.heads[batch.task](self.pooled(batch) if batch.pooled_BD is None else batch.pooled_BD)
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """What the heads read of the batch's tokens, (B, D)."""
         adapter = self.adapters[batch.task]
         hidden = self.bert(
             batch.input_ids_BL,
@@ -119,10 +123,10 @@ class MultiTaskBert(PreTrainedModel):
             adapter=adapter,
             first_only=self.config.pooling != "mean",
         )
-        return self.heads[batch.task](self.pool(hidden, batch.mask_BL))
+        return self.pool(hidden, batch.mask_BL)
 
     def pool(self, hidden_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
-        """What the heads read, (B, D)."""
+        """One vector an example from its tokens' hidden states, (B, D)."""
         if self.bert.pooler is not None:
             return self.bert.pooler(hidden_BLD)
         if self.config.pooling == "first":
@@ -160,6 +164,11 @@ class MultiTaskBert(PreTrainedModel):
     def freeze_encoder(self) -> None:
         """Leave only adapters and heads to be trained (mode `pretrain`)."""
         self.bert.requires_grad_(False)
+
+    @property
+    def trains_heads_only(self) -> bool:
+        """Whether nothing below the heads is trained, so that what they read of an example never changes."""
+        return all(name.startswith("heads.") for name, value in self.named_parameters() if value.requires_grad)
 
     def parameter_counts(self) -> dict[str, int]:
         """Numbers of parameters: all, trained, shared, and of each task alone."""

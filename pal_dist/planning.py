@@ -59,6 +59,11 @@ def _meta_model(run: RunConfig, config: MultiTaskBertConfig) -> MultiTaskBert:
         return build_for_trace(run, config)
 
 
+def caches_features(run: RunConfig, config: MultiTaskBertConfig) -> bool:
+    """Whether the run computes once what its heads read (features.py): its steps are then without the encoder."""
+    return run.train.features == "auto" and _meta_model(run, config).trains_heads_only
+
+
 def build_for_trace(run: RunConfig, config: MultiTaskBertConfig, checkpoint_layers: int = 0) -> MultiTaskBert:
     """The run's model with weights of no meaning: on fake or meta tensors it costs nothing."""
     model = MultiTaskBert(config)

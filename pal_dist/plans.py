@@ -19,7 +19,7 @@ from pal_dist.memory.devices import GIBIBYTE, Device, find_device
 from pal_dist.memory.plan import Choices, Machine, Plan, candidates, cures, nearest_misfit
 from pal_dist.memory.scaling import CHECKPOINT_STEPS, STORAGE, Scaled, strong, weak
 from pal_dist.model import check_options, model_config
-from pal_dist.planning import Planned, as_record, free_choices, in_flags, search, trace_plan, work_of
+from pal_dist.planning import Planned, as_record, caches_features, free_choices, in_flags, search, trace_plan, work_of
 from pal_dist.pretrained import KNOWN_ENCODERS, encoder_config
 from pal_dist.report import table
 from pal_dist.sampling import Sampling
@@ -54,6 +54,8 @@ class Answer:
     planned: Planned
     would_fit: Planned | None
     lengths_from: str
+    cached: bool = False
+    """The run computes once what its heads read, so it needs less than the plan."""
 
     def text(self) -> str:
         return to_text(self)
@@ -112,6 +114,10 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = ()) -> 
     check_options(run.model.model, encoder, run.model, run.data.max_length)
     config = model_config(encoder, tasks, run.model, run.data.max_length)
     device = _device(question)
+    cached = caches_features(run, config)
+    if cached:  # the one pass over the data halves a batch that is too large, whatever was asked
+        run = replace(run, memory=replace(run.memory, tokens_per_micro_batch=None))
+        question = replace(question, run=run)
     machine = Machine(replace(device, network=question.network or device.network), question.gpus, question.nodes)
     sampling = None
     if lengths:
@@ -128,13 +134,13 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = ()) -> 
     found = search(work, machine, choices, run, config)
     source = "token lengths of the training files" if lengths else f"every example {work.longest} tokens long (no data)"
     if found is not None and found.fits:
-        return Answer(question, found, None, source)
+        return Answer(question, found, None, source, cached)
     least = min(candidates(work, machine, choices), key=lambda plan: plan.needed)
     traced = None
     if least.is_replicated and not machine.device.is_cpu and least.work.graphs == 1:
         traced = trace_plan(least, run, config)
     would = search(work, machine, free, run, config, certify=False)
-    return Answer(question, Planned(least, traced, tuple(candidates(work, machine, choices))), would, source)
+    return Answer(question, Planned(least, traced, tuple(candidates(work, machine, choices))), would, source, cached)
 
 
 def _device(question: Question) -> Device:
@@ -165,6 +171,7 @@ def _choices(question: Question, free: Choices) -> Choices:
 
 def to_json(answer: Answer) -> str:
     record: dict[str, Any] = {**as_record(answer.planned), "lengths": answer.lengths_from}
+    record["features_cached"] = answer.cached
     record["cures"] = [
         {"lever": name, "saves_bytes": answer.planned.plan.needed - other.needed,
          "time_ratio": other.seconds / answer.planned.plan.seconds, "fits": other.fits}
@@ -203,6 +210,9 @@ def to_text(answer: Answer) -> str:
         "",
         f"speed (an estimate): {plan.seconds:.2f} s a step, {plan.examples_per_second:,.0f} examples/s",
     ]
+    if answer.cached:
+        said = "features: the encoder runs over the data once, the steps are of heads alone: this run needs less than"
+        lines.insert(3, f"{said} the plan, and is faster, for the plan is that of --features off")
     misfit = nearest_misfit(planned.plans, plan) if planned.fits else None
     if misfit is not None:
         over = (misfit.needed - device.usable) / GIBIBYTE

@@ -23,7 +23,8 @@ class RunState:
     evaluations_without_better: int = 0
     examples: int = 0
     tokens: int = 0
-    """Tokens that went through the model, padding included, over all ranks (likewise examples, useful_tokens)."""
+    """Tokens that went through the model, padding included, over all ranks (likewise examples, useful_tokens); with
+    cached features, tokens of the texts that they stand for, without padding."""
     useful_tokens: int = 0
     seconds: float = 0.0
     """Time spent training; evaluation and saving are not in it."""

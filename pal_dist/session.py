@@ -16,14 +16,15 @@ from pal_dist.announce import before_first_step, results_of, summary
 from pal_dist.balance import LEARNED, LearnedVariances
 from pal_dist.batching import Schedule
 from pal_dist.checkpoint import load_moments, load_state, load_values
-from pal_dist.config import ModelConfig, RunConfig, default_learning_rate
+from pal_dist.config import UNPLANNED_TOKENS, ModelConfig, RunConfig, default_learning_rate
 from pal_dist.corpus import built_in_corpus
 from pal_dist.data import Corpus, load_corpus, load_tokenizer
 from pal_dist.engine import Engine
 from pal_dist.errors import StoppedError, UserError
 from pal_dist.export import export_model
+from pal_dist.features import FeatureCache
 from pal_dist.files import write_json
-from pal_dist.fitting import plan_memory, prove, take_plan
+from pal_dist.fitting import plan_memory, prove, serve_whole_steps, take_plan
 from pal_dist.model import MultiTaskBert, build_model, check_options, load_model
 from pal_dist.optim import build_optimizer
 from pal_dist.pretrained import find_model, read_model_config
@@ -130,7 +131,8 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     rate = run.optimizer.learning_rate or default_learning_rate(run.train.mode, model.config.hidden_size)
     schedule, total = plan_steps(run, list(corpora.values()))
     counts = model.parameter_counts()  # now, while every parameter is whole
-    planned = plan_memory(run, model, engine, schedule)
+    padding_id, cached = model.config.pad_token_id or 0, run.train.features == "auto" and model.trains_heads_only
+    planned = None if cached else plan_memory(run, model, engine, schedule)
     content = {f"train/{task}": found.key for task, found in corpora.items()}
     content |= {f"dev/{task}": found.key for task, found in dev.items()}
     compare_runs(run, content, engine)
@@ -139,10 +141,17 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     state = RunState(**load_state(last, engine)) if last else RunState()
     if last:
         load_values(last, model)
+    features = None
+    if cached:  # before the engine may share out the model
+        budget = run.memory.tokens_per_micro_batch or UNPLANNED_TOKENS
+        features = FeatureCache(model, engine, sources.cache_dir, budget=budget, padding_id=padding_id)
+        corpora, dev = features.all_of(tasks, corpora), features.all_of(tasks, dev)
     engine.prepare(model, build_optimizer(model, run.optimizer, rate))
     if last:
         load_moments(last, engine)
     take_plan(state, run, planned, engine)
+    if features:
+        serve_whole_steps(state, engine, schedule)
 
     def save(name: str, metrics: dict[str, dict[str, float]]) -> None:
         values = {name: value for name, value in engine.values().items() if not name.startswith(LEARNED)}
@@ -162,10 +171,12 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     trainer = Trainer(
         run, engine, tasks, list(corpora.values()), dev, schedule=schedule, total_steps=total, peak_rate=rate,
         folder=folder, report=report, save=save, state=state,
-        padding_id=model.config.pad_token_id or 0, parameters=counts,
+        padding_id=padding_id, parameters=counts,
     )  # fmt: skip
     with report.recorded():
-        proof = prove(trainer, planned)
+        proof = features.lines() if features else prove(trainer, planned)
+    if features and engine.is_main:
+        features.record(folder / "memory.json")
     report.lines(*before_first_step(trainer, model, resumed=last, memory=proof))
     return trainer
 

@@ -171,7 +171,7 @@ class Trainer:
             value = value * factors[micro.task]
             ends = micro.task if following is None or following.task != micro.task else None
             self.engine.backward(value, count, last=following is None, task=ends)
-            done.append((micro, batch.input_ids_BL.numel(), batch.useful_tokens, loss_sum.detach()))
+            done.append((micro, batch.tokens, batch.useful_tokens, loss_sum.detach()))
         return done
 
     def forward(self, micro: MicroBatch) -> tuple[Batch, torch.Tensor]:

@@ -35,7 +35,7 @@ FLOORS = [
     {"compare", "model", "engine", "memory", "memory.closed_form", "manifests"},
     {"memory.guard", "export", "convert", "memory.sharding"},
     {"evaluate", "checkpoint", "memory.probe", "memory.speed", "memory.picture"},
-    {"trainer", "memory.plan"},
+    {"trainer", "memory.plan", "features"},
     {"planning", "memory.scaling"},
     {"announce", "fitting", "run_folder"},
     {"session"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -117,9 +117,13 @@ class Engine:
 
     def forward(self, batch: Batch) -> Tensor:
         """logits_BC in float32 (or the model's own wider type) of a placed batch."""
+        return self.run(self.model, batch)
+
+    def run(self, function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+        """The function of a placed batch in the run's precision; its result in float32, or its own wider type."""
         with self.accelerator.autocast():
-            logits: Tensor = self.model(batch)
-        return logits if logits.dtype == torch.float64 else logits.float()
+            found = function(batch)
+        return found if found.dtype == torch.float64 else found.float()
 
     def backward(self, loss_sum: Tensor, count: int, *, last: bool = True, task: int | None = None) -> None:
         """Add d(loss_sum / count) to this rank's gradients.
