@@ -13,7 +13,7 @@ from pal_dist.settings import describe, resolve, run_from_dict, settings
 
 OTHER_VALUES = {
     "memory": "plan_only", "checkpoint_layers": "1", "save_every": "15m", "keep_checkpoints": "5", "strategy": "zero2",
-    "hang_minutes": "5",
+    "hang_minutes": "5", "steps_per_epoch": "7", "schedule": "constant",
     "data_dir": "x", "tasks": "sst", "max_length": "64", "max_characters": "9", "bad_rows": "stop", "cache_dir": "y",
     "model": "z", "adapter": "none", "adapter_hidden": "192", "adapter_heads": "6", "adapter_layers": "0,1",
     "pooling": "mean", "head_layers": "2", "dropout": "0.2", "head_dropout": "0.3", "batch_size": "8",
