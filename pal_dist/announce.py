@@ -60,7 +60,8 @@ def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path |
     rate = f"learning rate: peak {trainer.peak_rate:g}"
     if run.optimizer.learning_rate is None:
         rate += f" (the default for {run.train.mode} at width {model.config.hidden_size})"
-    lines.append(f"{rate}, rising over the first {warmup:.0%} of steps, then falling to 0; {run.optimizer.optimizer}")
+    then = {"linear": "falling to 0", "constant": "staying there"}[run.optimizer.schedule]
+    lines.append(f"{rate}, rising over the first {warmup:.0%} of steps, then {then}; {run.optimizer.optimizer}")
     per_step = [len(rows) for _, rows in next(trainer.schedule.steps(0, 1))]
     share, micro = planned_share(trainer)
     each = f"at most {trainer.state.tokens_per_micro_batch:,} tokens each, {share:.1%} useful"
@@ -94,7 +95,8 @@ def planned_share(trainer: Trainer, steps: int = 50) -> tuple[float, float]:
 
 
 def results_of(trainer: Trainer) -> dict[str, Any]:
-    """What `results.json` holds. Scores are those of the kept model, the one with the best dev mean."""
+    """What `results.json` holds. Scores are those of the kept model: the one with the best dev mean, or of its
+    parts, each task's at its own best."""
     state, counts = trainer.state, trainer.parameters
     return {
         "dev": state.best_metrics,
@@ -121,6 +123,10 @@ def results_of(trainer: Trainer) -> dict[str, Any]:
 def summary(results: dict[str, Any], trainer: Trainer) -> list[str]:
     """The table at the end, and where everything lies."""
     folder, synthetic = trainer.folder, trainer.run.data.data_dir == "builtin"
+    kept = f"best dev mean, step {results['best_step']:,}"
+    if trainer.run.train.keep_best == "parts":
+        steps = (f"{name} of step {found['step']:,}" for name, found in results["best_each"].items())
+        kept = "each task's part at its own best: " + ", ".join(steps)
     title = "dev scores of the kept model" + (" (SYNTHETIC text)" if synthetic else "")
     rows = [
         [task.name, name, f"{value:.4f}", "*" if name == task.metric else ""]
@@ -133,7 +139,7 @@ def summary(results: dict[str, Any], trainer: Trainer) -> list[str]:
         f"{results['steps']:,} steps, {results['examples']:,} examples in {duration(results['seconds'])}: "
         f"{results['examples_per_second']:.1f} examples/s, {results['useful_tokens_per_second']:,.0f} useful tokens/s, "
         f"useful share {results['useful_token_share']:.1%}",
-        f"saved model    {folder / 'model'}  (best dev mean, step {results['best_step']:,})",
+        f"saved model    {folder / 'model'}  ({kept})",
         f"results        {folder / 'results.json'}, {folder / 'metrics.jsonl'}",
         f"TensorBoard    tensorboard --logdir {folder / 'tensorboard'}",
         f"predictions    pal-dist predict {folder} --split dev",

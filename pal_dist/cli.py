@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +14,7 @@ from pal_dist.errors import DoesNotFitError, LostError, StoppedError, UserError
 from pal_dist.exits import leave_with
 from pal_dist.pages import ANSWER_OPTIONS, ANSWER_SETTINGS, COMPARE_OPTIONS, PLAN_OPTIONS, page
 from pal_dist.report import table
-from pal_dist.settings import resolve
+from pal_dist.settings import from_command_line
 
 Verb = Callable[..., None]
 
@@ -24,13 +24,9 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pal_dist"
 
 
-def _run(flags: dict[str, Any]) -> tuple[Any, dict[str, str]]:
-    return resolve({name: value for name, value in flags.items() if name != "config"}, flags.get("config"))
-
-
 def train(**flags: str) -> None:
     """Train a model on several tasks at once. Writes the model, its scores and its logs into --output_dir."""
-    run, origins = _run(flags)
+    run, origins = from_command_line(flags)
     from pal_dist.session import train as start
 
     start(run, origins, cache_dir=default_cache())
@@ -40,7 +36,7 @@ def plan(**flags: str) -> None:
     """Say whether a run fits a GPU, and what to change: pal-dist plan --gpu t4 [--gpus 1] [settings of train]."""
     own = {name: flags.pop(name) for name in PLAN_OPTIONS if name in flags}
     as_json = own.pop("json", "false").lower() == "true"
-    run, origins = _run(flags)
+    run, origins = from_command_line(flags)
     from pal_dist.plans import ask
 
     found = ask(run, origins, own, cache_dir=default_cache())
@@ -66,7 +62,7 @@ def launch(*words: str) -> None:
 def doctor(**flags: str) -> None:
     """Will runs work here? Versions, devices, memory, disks, network, two steps of training. Exit code 1: no."""
     as_json = flags.pop("json", "false").lower() == "true"
-    run, _ = _run(flags)
+    run, _ = from_command_line(flags)
     from pal_dist.doctor import examine
 
     found = examine(run, cache_dir=default_cache(), rank=int(os.environ.get("RANK", "0")))
@@ -81,7 +77,7 @@ def profile(**flags: str) -> None:
     forced = flags.pop("force_tokens", None)
     if forced is not None and not forced.isdigit():
         raise UserError(f"--force_tokens takes a whole number; found {forced!r}")
-    run, origins = _run(flags)
+    run, origins = from_command_line(flags)
     from pal_dist.profiling import profile as start
 
     found = start(run, origins, cache_dir=default_cache(), force_tokens=int(forced) if forced else None)
@@ -92,10 +88,18 @@ def profile(**flags: str) -> None:
 
 def config(**flags: str) -> None:
     """Show every setting's effective value and where it came from, without starting anything."""
-    run, origins = _run(flags)
+    run, origins = from_command_line(flags)
     from pal_dist.listing import settings_table
 
     print(settings_table(run, origins, cache_dir=default_cache()))
+
+
+def recipes(name: str | None = None, **flags: str) -> None:
+    """List the recipes, or show one: what it reproduces, hardware, time, expected scores: pal-dist recipes [NAME]."""
+    _only(flags, set())
+    from pal_dist.listing import recipes_text
+
+    print(recipes_text(name))
 
 
 def tasks(**flags: str) -> None:
@@ -208,7 +212,7 @@ def convert(**flags: str) -> None:
 def data(action: str = "", **flags: str) -> None:
     """Get or prepare data: pal-dist data fetch --data_dir DATA [--tasks ...] | data tokenize [settings of train]."""
     if action == "tokenize":
-        run, _ = _run(flags)
+        run, _ = from_command_line(flags)
         from pal_dist.session import tokenize
 
         tokenize(run, cache_dir=default_cache())
@@ -225,7 +229,7 @@ def data(action: str = "", **flags: str) -> None:
 VERBS: dict[str, Verb] = {
     verb.__name__: verb
     for verb in (
-        train, plan, launch, doctor, profile, evaluate, predict, status, compare, config, tasks, data, convert,
+        train, plan, launch, doctor, profile, evaluate, predict, status, compare, config, recipes, tasks, data, convert,
     )
 }  # fmt: skip
 
@@ -233,9 +237,12 @@ VERBS: dict[str, Verb] = {
 def _only(flags: dict[str, str], known: set[str]) -> None:
     for name in flags:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean --{near[0]}?" if near else f"known: {', '.join(f'--{k}' for k in sorted(known))}"
-            raise UserError(f"unknown setting --{name}: {hint}")
+            raise UserError(f"unknown setting --{name}: {_meant(name, sorted(known), '--')}")
+
+
+def _meant(word: str, known: Iterable[str], before: str = "") -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {before}{near[0]}?" if near else f"known: {', '.join(before + each for each in known)}"
 
 
 def _about() -> dict[str, str]:
@@ -277,10 +284,7 @@ def _dispatch(given: list[str]) -> None:
         print(__version__)
         return
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        raise UserError(
-            f"unknown verb `{verb}`" + (f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(VERBS)}")
-        )
+        raise UserError(f"unknown verb `{verb}`: {_meant(verb, VERBS)}")
     if "--help" in given or "-h" in given:
         print(page(verb, _about()))
         return
@@ -292,7 +296,7 @@ def _dispatch(given: list[str]) -> None:
 
     def checked(*positional: str, **flags: str) -> None:
         """Fire hands over what it read; more words than the verb takes are a mistake, not a second command."""
-        takes = {"evaluate": 1, "predict": 1, "data": 1, "status": 1, "compare": sys.maxsize}.get(verb, 0)
+        takes = {"evaluate": 1, "predict": 1, "data": 1, "status": 1, "recipes": 1, "compare": sys.maxsize}.get(verb, 0)
         if len(positional) > takes:
             raise UserError(f"{verb} takes settings as --name value; found the loose word `{positional[takes]}`")
         VERBS[verb](*positional, **flags)

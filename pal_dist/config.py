@@ -82,6 +82,9 @@ class BatchConfig:
     step_tasks: Literal["all", "one"] = "all"
     """all: every optimizer step serves every task (task-complete). one: one task per optimizer step."""
 
+    steps_per_epoch: int | None = None
+    """Optimizer steps that make an epoch. None: as many as serve the number of examples that all files have."""
+
     window_batches: int = 64
     """Examples are shuffled, then sorted by length within windows of this many batches, whose batches are shuffled."""
 
@@ -127,7 +130,10 @@ class OptimizerConfig:
     """Decoupled weight decay of weight matrices; biases and LayerNorms have none."""
 
     warmup: float = 0.1
-    """Share of all steps over which the learning rate rises linearly from 0; afterwards it falls linearly to 0."""
+    """Share of all steps over which the learning rate rises linearly from 0."""
+
+    schedule: Literal["linear", "constant"] = "linear"
+    """The learning rate after that. linear: it falls to 0 at the last step. constant: it stays at its peak."""
 
     max_gradient_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0: never."""
@@ -188,8 +194,9 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Checkpoints kept, the newest ones. The best model is kept beside them, under `model`."""
 
-    keep_best: Literal["mean", "each"] = "mean"
-    """mean: keep the model with the best mean of headline metrics. each: also keep each task's best model."""
+    keep_best: Literal["mean", "each", "parts"] = "mean"
+    """mean: keep the model with the best mean of headline metrics. each: also keep each task's best model. parts
+    (pretrain): keep one model in which each task has its adapter and head as they were at that task's own best."""
 
     log_every: int = 10
     """Optimizer steps between log entries."""
@@ -236,6 +243,7 @@ def _problems(run: RunConfig) -> Iterator[str]:
         "max_steps": train.max_steps,
         "patience": train.patience,
         "adapter_hidden": model.adapter_hidden,
+        "steps_per_epoch": batch.steps_per_epoch,
     }.items():
         if maybe is not None and maybe < 1:
             yield f"--{name} must be at least 1, or none; found {maybe}"
@@ -278,6 +286,11 @@ def _problems(run: RunConfig) -> Iterator[str]:
     saves = train.save_every.removesuffix("m")
     if train.save_every != "evaluation" and not (saves.isdigit() and int(saves) > 0):
         yield f"--save_every takes a number of steps, minutes (15m), or `evaluation`; found {train.save_every!r}"
+    if train.keep_best == "parts" and train.mode != "pretrain":
+        yield (
+            "--keep_best parts needs --mode pretrain: where the encoder is trained, parts of different steps do not "
+            "belong together; use --keep_best each"
+        )
     if not train.hang_minutes > 0:
         yield f"--hang_minutes must be above 0; found {train.hang_minutes}"
     if train.patience is not None and every == "none":

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pal_dist.errors import UserError
 from pal_dist.files import new_folder
 from pal_dist.model import MultiTaskBert, task_values
 from pal_dist.tasks import task_to_dict
@@ -43,6 +44,17 @@ def export_model(
             state = {name: value.contiguous() for name, value in task_values(values, task).items()}
             save_file(state, draft / "tasks" / f"{task}.safetensors", metadata={"task": task})
         (draft / "README.md").write_text(model_card(model, card, counts, metrics), encoding="utf-8")
+
+
+def kept_parts(folder: Path, tasks: Sequence[str]) -> dict[str, Tensor]:
+    """Adapters and heads of these tasks as an exported model has them. Raises UserError where one is not there."""
+    found: dict[str, Tensor] = {}
+    for task in tasks:
+        file = folder / "tasks" / f"{task}.safetensors"
+        if not file.is_file():
+            raise UserError(f"{file}: expected the part of `{task}` that this run has kept so far; put it back")
+        found |= load_file(file)
+    return found
 
 
 def model_card(

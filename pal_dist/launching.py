@@ -17,7 +17,7 @@ from pal_dist.errors import DoesNotFitError, UserError
 from pal_dist.manifests import jobset, skypilot
 from pal_dist.pages import LAUNCH_OPTIONS
 from pal_dist.report import say
-from pal_dist.settings import resolve
+from pal_dist.settings import from_command_line
 from pal_dist.strategy import folder_of, read_strategy
 
 PLACES = ("slurm", "local", "kubernetes", "skypilot")
@@ -127,7 +127,7 @@ def fits(launch: Launch, cache_dir: Path) -> None:
             "submit without)"
         )
     flags = {**_pairs(launch.settings), "strategy": launch.strategy}
-    run, origins = resolve({name: value for name, value in flags.items() if name != "config"}, flags.get("config"))
+    run, origins = from_command_line(flags)
     if launch.on != "slurm":
         origins = {**origins, "data_dir": "default"}  # the data is where the job will run
     from pal_dist.plans import ask  # PyTorch, which only planning needs

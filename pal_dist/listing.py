@@ -1,14 +1,16 @@
-"""What the verbs `config` and `tasks` show: settings with their origins, tasks with what they read."""
+"""What the verbs `config`, `recipes` and `tasks` show."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 from pal_dist.config import RunConfig, default_learning_rate
 from pal_dist.errors import UserError
 from pal_dist.pages import shown
 from pal_dist.pretrained import find_model, read_model_config
+from pal_dist.recipes import read_recipe, recipe_names
 from pal_dist.report import table
 from pal_dist.settings import settings
 from pal_dist.tasks import TASKS, resolve_tasks
@@ -33,6 +35,24 @@ def _encoder_width(model: str) -> int | None:
         return int(read_model_config(find_model(model))["hidden_size"])
     except (UserError, KeyError):
         return None
+
+
+def recipes_text(name: str | None) -> str:
+    """What every recipe, or the one named, is about; of one alone its settings too. Raises UserError."""
+    blocks = []
+    for each in [name] if name else recipe_names():
+        recipe = read_recipe(each)
+        lines = [each]
+        for field, value in vars(recipe.about).items():
+            texts = value if isinstance(value, tuple) else (value,)
+            for text in texts:
+                lines += textwrap.wrap(
+                    text, 118, initial_indent=f"  {field:<11} ", subsequent_indent=" " * 14, break_on_hyphens=False
+                )
+        if name:
+            lines += ["", *(f"  --{key} {shown(value)}" for key, value in recipe.settings.items())]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def tasks_table(names: str | None) -> str:

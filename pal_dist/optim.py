@@ -11,14 +11,17 @@ from torch import nn
 from pal_dist.config import OptimizerConfig
 
 
-def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Share of the peak rate at a step (from 0): up linearly over `warmup * total` steps, then down linearly to 0.
+def learning_rate_factor(step: int, total: int, warmup: float, schedule: str = "linear") -> float:
+    """Share of the peak rate at a step (from 0): up linearly over `warmup * total` steps, then down linearly to 0, or
+    `constant`.
 
     A function of the optimizer step alone: neither ranks nor micro-batches change it.
     """
     rising = round(warmup * total)
     if step < rising:
         return (step + 1) / rising
+    if schedule == "constant":
+        return 1.0
     return max(total - step, 0) / max(total - rising, 1)
 
 

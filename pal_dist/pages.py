@@ -110,7 +110,11 @@ def page(verb: str | None, about: dict[str, str]) -> str:
     if verb in ("doctor", "status"):
         lines += ["", "  --json true", "      JSON, for programs."]
     if verb in ("train", "config", "plan", "profile", "doctor"):
-        lines += ["", "  --config FILE", "      A yaml of the settings below; the command line wins over it."]
+        lines += ["", "  --recipe NAME", "      A recipe that `pal-dist recipes` lists, or the path of one."]
+        lines += [
+            "  --config FILE",
+            "      A yaml of the settings below. Recipe < config < command line.",
+        ]
         for setting in settings().values():
             lines.append(f"  --{setting.name} {describe(setting.kind)}   (default: {shown(setting.default)})")
             lines += textwrap.wrap(setting.help, 100, initial_indent="      ", subsequent_indent="      ")

@@ -106,8 +106,11 @@ def _one_of(name: str, options: dict[str, str], known: tuple[str, ...]) -> str |
     return given
 
 
-def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = ()) -> Answer:
-    """Plan for the question. Raises UserError for a device, model or setting that there is not."""
+def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = (), certify: bool = True) -> Answer:
+    """Plan for the question; without `certify` by the closed form alone.
+
+    Raises UserError for a device, model or setting that there is not.
+    """
     run = question.run
     tasks = resolve_tasks(run.data.tasks)
     encoder = encoder_config(run.model.model)
@@ -131,7 +134,7 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = ()) -> 
     if run.train.strategy != "auto":
         refuse(run, read_strategy(run.train.strategy))
     choices = _choices(question, free)
-    found = search(work, machine, choices, run, config)
+    found = search(work, machine, choices, run, config, certify=certify)
     source = "token lengths of the training files" if lengths else f"every example {work.longest} tokens long (no data)"
     if found is not None and found.fits:
         return Answer(question, found, None, source, cached)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,3 +42,19 @@ class RunState:
     """Every how many encoder layers one is computed again in backward."""
     conflict: dict[str, Any] = field(default_factory=dict)
     """What the method against gradient conflict remembers from step to step."""
+
+    def improve(self, headline: Mapping[str, float]) -> list[str]:
+        """Tasks that are better than ever, which is now their best."""
+        found = [name for name, value in headline.items() if beats(value, self.best_each.get(name, {}).get("value"))]
+        self.best_each |= {name: {"step": self.step, "value": headline[name]} for name in found}
+        return found
+
+    def mean_of_bests(self) -> float:
+        """Mean of the tasks' best headline metrics, of whatever steps; NaN where there is none."""
+        values = [best["value"] for best in self.best_each.values()]
+        return sum(values) / len(values) if values else math.nan
+
+
+def beats(value: float, best: float | None) -> bool:
+    """NaN (a constant prediction has no correlation) is never better; the first is kept whatever it scores."""
+    return best is None or value > best or (math.isnan(best) and not math.isnan(value))

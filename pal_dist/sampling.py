@@ -27,6 +27,8 @@ class Sampling:
     epochs: int = 1
     """E of the annealing formula."""
     seed: int = 0
+    epoch_steps: int | None = None
+    """Steps of one epoch; None: see `steps_per_epoch`."""
 
     @property
     def examples_per_step(self) -> int:
@@ -34,8 +36,8 @@ class Sampling:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that serve as many examples as the training files hold together."""
-        return -(-sum(self.sizes) // self.examples_per_step)
+        """Steps that serve as many examples as the training files hold together, unless their number is given."""
+        return self.epoch_steps or -(-sum(self.sizes) // self.examples_per_step)
 
     def alpha(self, step: int) -> float:
         """Exponent on the number of examples at a step (counted from 0)."""
@@ -68,9 +70,12 @@ class Sampling:
         served = sum((self.counts(step) for step in range(looked_at)), np.zeros(len(names), np.int64))
         share = served * self.steps_per_epoch / looked_at / np.array(self.sizes)
         passes = ", ".join(f"{name} {count:.2f}" for name, count in zip(names, share, strict=True))
+        why = f"that serve as many examples as the training files hold together ({sum(self.sizes):,})"
+        if self.epoch_steps:
+            why = f"as given ({self.epoch_steps * self.examples_per_step:,} examples)"
         return (
-            f"one epoch = {self.steps_per_epoch:,} optimizer steps that serve as many examples as the training files "
-            f"hold together ({sum(self.sizes):,}); under {self.kind} sampling the first one passes over: {passes}"
+            f"one epoch = {self.steps_per_epoch:,} optimizer steps {why}; under {self.kind} sampling the first one "
+            f"passes over: {passes}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from pal_dist.corpus import built_in_corpus
 from pal_dist.data import Corpus, load_corpus, load_tokenizer
 from pal_dist.engine import Engine
 from pal_dist.errors import StoppedError, UserError
-from pal_dist.export import export_model
+from pal_dist.export import export_model, kept_parts
 from pal_dist.features import FeatureCache
 from pal_dist.files import write_json
 from pal_dist.fitting import plan_memory, prove, serve_whole_steps, take_plan
@@ -153,9 +154,10 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     if features:
         serve_whole_steps(state, engine, schedule)
 
-    def save(name: str, metrics: dict[str, dict[str, float]]) -> None:
+    def save(name: str, metrics: dict[str, dict[str, float]], kept: Sequence[str] = ()) -> None:
         values = {name: value for name, value in engine.values().items() if not name.startswith(LEARNED)}
         if engine.is_main:
+            values |= kept_parts(folder / name, kept)
             card = {
                 "encoder": run.model.model, "adapter": run.model.adapter, "mode": run.train.mode, "step": state.step,
                 "learning_rate": rate, "batch_size": run.batch.batch_size, "sampling": run.batch.sampling,
@@ -229,6 +231,7 @@ def plan_steps(run: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:
         step_tasks=run.batch.step_tasks,
         epochs=run.train.epochs,
         seed=run.train.seed,
+        epoch_steps=run.batch.steps_per_epoch,
     )
     total = run.train.epochs * sampling.steps_per_epoch
     if run.train.max_steps is not None:

@@ -1,6 +1,6 @@
 """The config's fields as flags: read from text or yaml, with the nearest name for a wrong one.
 
-A value comes from the defaults in `config`, then a config file, then the command line; the last one wins, and
+A value comes from the defaults in `config`, then a recipe, a config file, the command line; the last one wins, and
 `resolve` remembers where each came from.
 """
 
@@ -16,10 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from pal_dist.config import RunConfig
 from pal_dist.errors import UserError
+from pal_dist.recipes import flat, read_recipe, read_settings
 
 
 @dataclass(frozen=True)
@@ -99,16 +98,25 @@ def coerce(value: Any, kind: Any) -> Any:
     raise ValueError
 
 
-def resolve(flags: Mapping[str, Any], file: str | None = None) -> tuple[RunConfig, dict[str, str]]:
-    """Defaults < config file < flags -> the run and, for each field, where its value came from.
+def from_command_line(flags: Mapping[str, Any]) -> tuple[RunConfig, dict[str, str]]:
+    """`resolve` with --recipe and --config among the flags."""
+    own = {name: value for name, value in flags.items() if name not in ("recipe", "config")}
+    return resolve(own, flags.get("config"), flags.get("recipe"))
+
+
+def resolve(
+    flags: Mapping[str, Any], file: str | None = None, recipe: str | None = None
+) -> tuple[RunConfig, dict[str, str]]:
+    """Defaults < recipe < config file < flags -> the run and, for each field, where its value came from.
 
     A config file is a yaml of field names, flat or grouped by section. Raises UserError with every problem at once.
     """
     values: dict[str, Any] = {name: setting.default for name, setting in settings().items()}
     origins = dict.fromkeys(values, "default")
     problems: list[str] = []
-    layers = [(f"file {file}", _read_file(file))] if file else []
-    for origin, layer in [*layers, ("command line", flags)]:
+    layers = [(f"recipe {recipe}", read_recipe(recipe).settings)] if recipe else []
+    layers += [(f"file {file}", flat(read_settings(Path(file), f"--config {file}")))] if file else []
+    for origin, layer in [*layers, ("command line", dict(flags))]:
         for name, given in layer.items():
             if name not in values:
                 near = difflib.get_close_matches(name, values, n=1)
@@ -128,21 +136,6 @@ def resolve(flags: Mapping[str, Any], file: str | None = None) -> tuple[RunConfi
         sections.setdefault(setting.section, {})[name] = values[name]
     hints = get_type_hints(RunConfig)
     return RunConfig(**{section: hints[section](**entries) for section, entries in sections.items()}), origins
-
-
-def _read_file(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise UserError(f"--config {path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: not readable as yaml: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path}: expected `field: value` lines, found {type(content).__name__}")
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        flat.update(value if isinstance(value, dict) else {name: value})
-    return flat
 
 
 def run_from_dict(sections: Mapping[str, Mapping[str, Any]]) -> RunConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import combinations, zip_longest
 from pathlib import Path
@@ -25,15 +25,15 @@ from pal_dist.evaluate import predict
 from pal_dist.memory.guard import Guard, say_on_main
 from pal_dist.optim import learning_rate_factor
 from pal_dist.report import Report
-from pal_dist.run_state import RunState
+from pal_dist.run_state import RunState, beats
 from pal_dist.stopping import STOP, Stop
 from pal_dist.tasks import Task
 
 Done = tuple[MicroBatch, int, int, torch.Tensor]
 """A micro-batch that has been through the model: its tokens with padding, those without, its summed loss."""
 
-Save = Callable[[str, dict[str, dict[str, float]]], None]
-"""(name of the folder in the run, metrics) -> the model is kept there."""
+Save = Callable[[str, dict[str, dict[str, float]], Sequence[str]], None]
+"""(name of the folder in the run, metrics, tasks whose parts stay as they are there) -> the model is kept there."""
 
 
 class Trainer:
@@ -146,7 +146,10 @@ class Trainer:
         count = sum(len(rows) for _, rows in served)
         for done in self.guard.local(lambda: self.accumulate(served, count), longest=longest):
             self.count(*done)
-        rate = self.peak_rate * learning_rate_factor(self.state.step, self.total_steps, self.run.optimizer.warmup)
+        options = self.run.optimizer
+        rate = self.peak_rate * learning_rate_factor(
+            self.state.step, self.total_steps, options.warmup, options.schedule
+        )
         return self.guard.update(lambda: self.update(rate))
 
     def update(self, rate: float) -> torch.Tensor:
@@ -268,18 +271,22 @@ class Trainer:
         mean = sum(headline.values()) / len(headline) if headline else float("nan")
         if metrics:
             self.report.evaluation(state.step, metrics, mean)
-        # NaN (a constant prediction has no correlation) is never better; the first model is kept whatever it scores.
-        best = state.best_mean
-        better = best is None or not headline or mean > best or (math.isnan(best) and not math.isnan(mean))
+        improved = state.improve(headline)
+        if self.run.train.keep_best == "parts":
+            better = bool(improved) or not headline
+            kept = [name for name in headline if name not in improved]
+            if len(kept) < len(self.tasks):  # what has no dev split is kept as it is now
+                state.best_metrics |= {name: metrics[name] for name in improved}
+                state.best_mean, state.best_step = state.mean_of_bests(), state.step
+                self.save("model", state.best_metrics, kept)
+        else:
+            better = not headline or beats(mean, state.best_mean)
+            if better:
+                state.best_mean, state.best_step, state.best_metrics = mean, state.step, metrics
+                self.save("model", metrics, ())
         state.evaluations_without_better = 0 if better else state.evaluations_without_better + 1
-        if better:
-            state.best_mean, state.best_step, state.best_metrics = mean, state.step, metrics
-            self.save("model", metrics)
-        for name, value in headline.items():
-            if name not in state.best_each or value > state.best_each[name]["value"]:
-                state.best_each[name] = {"step": state.step, "value": value}
-                if self.run.train.keep_best == "each":
-                    self.save(f"best/{name}", metrics)
+        for name in improved if self.run.train.keep_best == "each" else ():
+            self.save(f"best/{name}", metrics, ())
 
     def _clear_window(self) -> None:
         self.loss_sums: dict[str, Any] = {}

@@ -19,7 +19,7 @@ FLOORS = [
     {"files", "engine.launched", "doctor.findings", "compare.noise"},
     {
         "config", "objectives", "attention", "conflict", "logbook", "sampling", "strategy", "stopping",
-        "memory.tracker", "memory.allocator", "engine.world", "engine.precision",
+        "memory.tracker", "memory.allocator", "engine.world", "engine.precision", "recipes",
     },
     {
         "tasks", "settings", "pretrained", "report", "batching", "corpus", "adapters.base", "memory.devices",
@@ -109,8 +109,8 @@ def test_readme_names_only_what_exists() -> None:
     words = re.split(r"[\s`=]+", text)
     scripts = "".join(path.read_text() for path in (ROOT / "launch").rglob("*") if path.suffix in (".sh", ".sbatch"))
     known = {f"--{name}" for name in settings()} | {
-        "--config", "--split", "--task", "--text", "--text_b", "--help", "--config_file", "--logdir", "--checkpoint",
-        "--bert_config", "--data_dir", "--num_processes", "--nproc-per-node",
+        "--config", "--recipe", "--split", "--task", "--text", "--text_b", "--help", "--config_file", "--logdir",
+        "--checkpoint", "--bert_config", "--data_dir", "--num_processes", "--nproc-per-node",
         "--max-restarts", *(f"--{name}" for name in [*PLAN_OPTIONS, *LAUNCH_OPTIONS, *COMPARE_OPTIONS]),
         "--nodes", "--gpus-per-node", "--signal", "--array", "--time", "--mem",  # sbatch's own
         *(f"--{name}" for line in re.findall(r"^read_arguments \S+ (.*) -- ", scripts, flags=re.MULTILINE)

@@ -213,6 +213,23 @@ def test_only_chosen_layers_carry_adapters() -> None:
     laws.assert_everything_moves(model)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"adapter_hidden": 100}, "--adapter_hidden 100 cannot be split into --adapter_heads 12"),
+        ({"adapter": "top_attention", "adapter_hidden": 50}, "cannot be split"),
+        ({"adapter": "palls"}, "known kinds are pal, "),
+        ({"adapter_layers": (1, 7)}, "has layers 0 to 2"),
+    ],
+)
+def test_options_that_an_encoder_cannot_have(options: dict[str, object], says: str) -> None:
+    from pal_dist.model import check_options
+
+    with pytest.raises(UserError, match=says):
+        check_options("tiny", tiny_config().to_dict(), ModelConfig(**options), 16)  # type: ignore[arg-type]
+    check_options("tiny", tiny_config().to_dict(), ModelConfig(adapter="low_rank", adapter_hidden=50), 16)
+
+
 def test_tensor_core_preset() -> None:
     geometry = Geometry(encoder_hidden=768, layers=tuple(range(12)), hidden=192, heads=12, dropout=0.1)
     pal = Adapter.kinds["pal"](geometry)

@@ -13,7 +13,8 @@ from pal_dist.settings import describe, resolve, run_from_dict, settings
 
 OTHER_VALUES = {
     "memory": "plan_only", "checkpoint_layers": "1", "save_every": "15m", "keep_checkpoints": "5", "strategy": "zero2",
-    "hang_minutes": "5", "features": "off",
+    "hang_minutes": "5", "features": "off", "steps_per_epoch": "7", "schedule": "constant",
+    "weighting": "scale", "conflict": "pcgrad", "adapter_bottleneck": "8",
     "data_dir": "x", "tasks": "sst", "max_length": "64", "max_characters": "9", "bad_rows": "stop", "cache_dir": "y",
     "model": "z", "adapter": "none", "adapter_hidden": "192", "adapter_heads": "6", "adapter_layers": "0,1",
     "pooling": "mean", "head_layers": "2", "dropout": "0.2", "head_dropout": "0.3", "batch_size": "8",
@@ -47,7 +48,8 @@ def test_later_layers_win_and_origins_are_remembered(tmp_path: Path) -> None:
 
 
 def test_a_run_survives_being_written() -> None:
-    run = resolve(OTHER_VALUES)[0]
+    # (a conflict needs the tasks and the mode that others of these take away)
+    run = resolve({name: text for name, text in OTHER_VALUES.items() if name != "conflict"})[0]
     assert run_from_dict(run.to_dict()) == run
 
 
@@ -64,7 +66,6 @@ def test_all_problems_at_once_with_the_nearest_name() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"adapter_hidden": "100"}, "cannot be split into --adapter_heads 12"),
         ({"dropout": "1"}, "probability"),
         ({"warmup": "3"}, "share of all steps"),
         ({"tokens_per_micro_batch": "64"}, "cannot hold one sequence"),
