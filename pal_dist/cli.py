@@ -156,18 +156,12 @@ def _open(path: str | None, flags: dict[str, str]) -> tuple[Any, list[str] | Non
         raise UserError(f"name one run or model folder, found {', '.join(given)}")
     chosen = flags.pop("tasks").split(",") if "tasks" in flags else None
     _only(flags, {*ANSWER_SETTINGS, *ANSWER_OPTIONS})
-    folder = Path(given[0]) if given else _newest_run()
     from pal_dist.session import open_model
+    from pal_dist.status import newest_model
+
+    folder = Path(given[0]) if given else newest_model(Path("runs"))
 
     return open_model(folder, flags, cache_dir=default_cache()), chosen
-
-
-def _newest_run() -> Path:
-    runs = sorted(Path("runs").glob("*/model/config.json"), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        raise UserError("name a run: pal-dist evaluate RUN (there is no finished run under ./runs)")
-    print(f"using the newest run, {runs[-1].parent.parent}", file=sys.stderr)
-    return runs[-1].parent.parent
 
 
 def status(folder: str | None = None, **flags: str) -> None:

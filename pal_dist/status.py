@@ -13,7 +13,7 @@ import psutil
 
 from pal_dist.errors import UserError
 from pal_dist.logbook import FILE, Entry, read_entry
-from pal_dist.report import duration, table
+from pal_dist.report import duration, say, table
 
 ENDED = ("finished", "stopped", "failed")
 
@@ -152,3 +152,12 @@ def runs_table(runs: list[Status]) -> str:
         ])  # fmt: skip
     header = ["run", "state", "step", "dev mean", "examples/s", "GB", "left", "starts", "said"]
     return table(header, rows)
+
+
+def newest_model(folder: Path) -> Path:
+    """The run below `folder` whose model was kept last; which one is said. Raises UserError where there is none."""
+    runs = sorted(folder.glob("*/model/config.json"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise UserError(f"name a run: pal-dist evaluate RUN (there is no finished run under ./{folder})")
+    say(f"using the newest run, {runs[-1].parent.parent}")
+    return runs[-1].parent.parent

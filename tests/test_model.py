@@ -218,7 +218,7 @@ def test_only_chosen_layers_carry_adapters() -> None:
     [
         ({"adapter_hidden": 100}, "--adapter_hidden 100 cannot be split into --adapter_heads 12"),
         ({"adapter": "top_attention", "adapter_hidden": 50}, "cannot be split"),
-        ({"adapter": "palls"}, "known kinds are pal, "),
+        ({"adapter": "palls"}, "known kinds are none, pal, "),
         ({"adapter_layers": (1, 7)}, "has layers 0 to 2"),
     ],
 )
