@@ -37,8 +37,8 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "pal_dist" / "recipes"
 EXPECTED = {
     "sst_pretrain", "sst_finetune", "cfimdb_pretrain", "cfimdb_finetune", "multitask_baseline", "pal_finetune",
-    "small_batch_finetune", "individual_pretrain", "joint_finetune", "authors_pal", "authors_low_rank",
-    "authors_houlsby", "authors_houlsby_plus_pal", "authors_top_attention", "bert_multitask_learning", "minilm_three",
+    "pal_progressive", "small_batch_finetune", "individual_pretrain", "joint_finetune", "authors_pal",
+    "authors_low_rank", "authors_houlsby", "authors_houlsby_plus_pal", "authors_top_attention", "bert_multitask_learning", "minilm_three",
 }  # fmt: skip
 
 
@@ -257,6 +257,13 @@ def test_epochs_of_a_given_length() -> None:
     assert replace(sampling, epoch_steps=None).steps_per_epoch == 100
 
 
+def test_a_run_counts_its_epochs_so(tiny_run: Callable[..., RunConfig], cache_dir: Path) -> None:
+    run = tiny_run(steps_per_epoch=2, epochs=3, max_steps=None, sampling="annealed", step_tasks="one")
+    assert train(run, {}, cache_dir=cache_dir)["steps"] == 6
+    log = (Path(str(run.train.output_dir)) / "metrics.jsonl").read_text().splitlines()
+    assert [entry["step"] for entry in map(json.loads, log) if "dev" in entry] == [2, 4, 6]
+
+
 class TestParts:
     """`keep_best: parts`: one model whose tasks are each as they were at their own best."""
 
@@ -292,15 +299,15 @@ class TestParts:
         for task in results["dev"]:
             assert scores[task] == pytest.approx(results["dev"][task], abs=1e-6)
 
-    @pytest.mark.parametrize("stop_after", [3, 5, 9])
+    @pytest.mark.parametrize(("stop_after", "ranks"), [(3, 1), (5, 2), (9, 1)])
     def test_killed_and_resumed(
-        self, stop_after: int, tiny_run: Callable[..., RunConfig], cache_dir: Path, tmp_path: Path
+        self, stop_after: int, ranks: int, tiny_run: Callable[..., RunConfig], cache_dir: Path, tmp_path: Path
     ) -> None:
         """Law 3 for the kept parts: bit-identical to those of a run left alone."""
         runs = {name: tiny_run(**self.FLAGS, keep_best="parts", output_dir=tmp_path / name) for name in ("a", "k")}
-        run_ranks(train_and_read, runs["a"], cache_dir, ranks=1)
-        assert run_ranks(train_and_read, runs["k"], cache_dir, stop_after, ranks=1) == [None]
-        run_ranks(train_and_read, runs["k"], cache_dir, ranks=1)
+        run_ranks(train_and_read, runs["a"], cache_dir, ranks=ranks)
+        assert run_ranks(train_and_read, runs["k"], cache_dir, stop_after, ranks=ranks) == [None] * ranks
+        run_ranks(train_and_read, runs["k"], cache_dir, ranks=ranks)
         alone, killed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("a", "k"))
         assert alone.keys() == killed.keys()
         assert [name for name in alone if not torch.equal(alone[name], killed[name])] == []

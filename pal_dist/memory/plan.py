@@ -259,6 +259,8 @@ def cures(plan: Plan) -> list[tuple[str, Plan]]:
             offer(f"optimizer {optimizer}", replace(plan, levers=replace(levers, optimizer=optimizer)))
     if plan.work.graphs > 1:
         offer("one task's graph at a time", replace(plan, work=replace(plan.work, graphs=1)))
+    if plan.work.apart:
+        offer("gradients summed (--conflict none)", replace(plan, work=replace(plan.work, apart=False)))
     for strategy in ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"):
         if plan.strategy == single and levers.optimizer == "adamw":
             offer(strategy, replace(plan, strategy=strategy))

@@ -28,7 +28,12 @@ LINK_LATENCY, NETWORK_LATENCY = 2e-6, 10e-6
 
 
 def matrix_flops(shape: Shape, tokens: int, length: float, levers: Levers) -> float:
-    """Floating-point operations of forward and backward over so many tokens; recomputed layers count a third more."""
+    """Floating-point operations of forward and backward over so many tokens; recomputed layers count one forward more.
+
+    Backward costs two forwards where weights are trained, one where gradients only pass through to adapters below, and
+    none where nothing below the heads is trained.
+    """
+    passes = 3 if shape.shared else 2 if shape.adapter_layers else 1
     again = sum(is_checkpointed(layer, levers.checkpoint_layers) for layer in range(shape.layers)) / shape.layers
     weights = shape.layers * shape.layer_matrices
     weights += shape.adapter_matrices
@@ -36,7 +41,7 @@ def matrix_flops(shape: Shape, tokens: int, length: float, levers: Levers) -> fl
     if pals:  # V^E and V^D are tied: one pair, used by every layer
         weights += (pals - 1) * 2 * shape.hidden * shape.adapter_width
     scores = 2 * length * (shape.layers * shape.hidden + pals * shape.adapter_width)
-    return 2.0 * tokens * (weights + scores) * (3 + again)
+    return 2.0 * tokens * (weights + scores) * (passes + (again if passes > 1 else 0))
 
 
 def micro_batch_cost(shape: Shape, levers: Levers, device: Device) -> int:

@@ -1,0 +1,45 @@
+"""Memory of PCGrad on BERT-base: gradients kept apart against PCGrad as it is often written. No GPU is needed.
+
+    python tests/bench/conflict.py [--rows 32] [--length 128] [--precision fp16]
+
+One step of three tasks with PALs on fake tensors, a T4's kernels emulated (`pal_dist.memory.trace`). The naive way is
+that of tests/test_conflict.py: all graphs alive, a flat gradient of everything for each task, a projected copy of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from random_runs import batch_of, config_of, loss_of
+from test_conflict import naive_pcgrad, trace_of
+
+from pal_dist.memory import find_device
+from pal_dist.memory.closed_form import Levers
+from pal_dist.planning import kept_apart
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--precision", default="fp16")
+    given = parser.parse_args()
+    config = config_of(768, 12, 12, "pal", 204, 12)
+    levers, device = Levers(given.precision), find_device("t4")
+    batches = [batch_of(given.rows, given.length, task) for task in ("sst", "para", "sts")]
+    ways = {
+        "gradients summed": trace_of(config, levers, device, batches, loss_of),
+        "kept apart (pal-dist)": trace_of(config, levers, device, batches, loss_of, after=kept_apart([0, 1, 2])),
+        "as often written": trace_of(config, levers, device, [batches], naive_pcgrad),
+    }
+    least = next(iter(ways.values())).peak
+    for name, found in ways.items():
+        print(f"{name:24} {found.peak / 2**30:6.2f} GiB   x {found.peak / least:.2f}")
+
+
+if __name__ == "__main__":
+    main()
