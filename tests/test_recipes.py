@@ -37,8 +37,9 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "pal_dist" / "recipes"
 EXPECTED = {
     "sst_pretrain", "sst_finetune", "cfimdb_pretrain", "cfimdb_finetune", "multitask_baseline", "pal_finetune",
-    "pal_progressive", "small_batch_finetune", "individual_pretrain", "joint_finetune", "authors_pal",
-    "authors_low_rank", "authors_houlsby", "authors_houlsby_plus_pal", "authors_top_attention", "bert_multitask_learning", "minilm_three",
+    "pal_progressive", "small_batch_finetune", "individual_pretrain", "joint_finetune", "bert_multitask_learning",
+    "authors_pal", "authors_low_rank", "authors_houlsby", "authors_houlsby_plus_pal", "authors_top_attention",
+    "minilm_three",
 }  # fmt: skip
 
 
