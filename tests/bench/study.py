@@ -19,8 +19,8 @@ from pathlib import Path
 
 SEEDS = (0, 1, 2)
 
-ROWS = {"ids-sst-train.csv": 546, "quora-train.csv": 1022, "sts-train.csv": 352}
-"""Training rows that are used, in the proportions of the whole files; the dev files stay as they are."""
+ROWS = {"ids-sst-train.csv": 546, "quora-train.csv": 1022, "sts-train.csv": 352, "quora-dev.csv": 1000}
+"""First rows that are used: training rows in the proportions of the whole files. The other dev files are used whole."""
 
 COMMON = {
     "model": "minilm", "tasks": "sst,para,sts", "max_length": 64, "epochs": 2, "batch_size": 32,
@@ -47,7 +47,7 @@ QUESTIONS: dict[str, list[dict[str, object]]] = {
 
 
 def study_data(source: Path, target: Path) -> None:
-    """The first rows of the training files; everything else as it is."""
+    """The files cut to those rows; everything else as it is."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*.csv"):
         lines = path.read_bytes().splitlines(keepends=True)
