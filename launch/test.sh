@@ -23,4 +23,4 @@ export PATH="$PWD/$environment/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
-python -m pytest --numprocesses "${PROCESSES:-3}" --dist loadfile "$@"
+python -m pytest --numprocesses "${PROCESSES:-3}" --dist loadfile --no-loadscope-reorder --durations 12 "$@"

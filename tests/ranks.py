@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-SECONDS = 120
+SECONDS = 300
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [

@@ -369,7 +369,7 @@ def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:
 
     def call(page: Path, *more: str) -> str:
         command = [*options, *more, page.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
     def asked_for(page: Path) -> tuple[str, set[str]]:
         """(the page's tree, addresses that it asked for). What no page began is the browser's own."""

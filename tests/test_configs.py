@@ -121,7 +121,7 @@ def test_through_the_real_launcher_from_another_folder(
                "--output_dir", tmp_path / "run"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=tmp_path,
-                           env=environment, timeout=120)  # fmt: skip
+                           env=environment, timeout=300)  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert f"strategy: {name} over 2 ranks" in ended.stderr
     assert (tmp_path / "run" / "results.json").is_file()

@@ -161,7 +161,7 @@ def test_restarted_by_torchrun(tiny_bert: Path, small_data: Path, cache_dir: Pat
                "--data_dir", small_data, "--model", tiny_bert, "--cache_dir", cache_dir, "--max_length", "48",
                "--max_steps", "7", "--save_every", "2", "--batch_size", "8", "--adapter_hidden", "12",
                "--adapter_heads", "2", "--output_dir", tmp_path / "run"]  # fmt: skip
-    ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120,
+    ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300,
                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "going on after step 4" in ended.stderr
