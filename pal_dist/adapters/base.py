@@ -146,6 +146,11 @@ class Adapter(nn.Module):
         elements = sum((matrix.in_features if copies else 0) + matrix.out_features for matrix in matrices)
         return elements // max(1, len(self.geometry.layers))
 
+    def kept_on_top(self, *, copies: bool) -> tuple[int, int, int]:
+        """The same for what stands on the encoder and not in its layers: (elements for each token, layers of attention,
+        heads of each)."""
+        return 0, 0, 0
+
     def advance(self, progress: float) -> None:
         """The run is about to do a step; `progress` is the share of its steps that are done."""
 

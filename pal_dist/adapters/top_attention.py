@@ -33,9 +33,13 @@ class TopAttention(Adapter, kind="top_attention"):
         return hidden_BLD + self.up(values)
 
     def kept(self, *, copies: bool) -> int:
-        """All of it stands on the last layer; here it is shared out to all."""
-        each = self.geometry.hidden * (6 + 5 * copies)  # query, key, value, context, LayerNorm's input and output
-        return (self.DEPTH * each + 2 * self.geometry.hidden) // max(1, len(self.geometry.layers))
+        return 0
+
+    def kept_on_top(self, *, copies: bool) -> tuple[int, int, int]:
+        width, heads = self.geometry.hidden, self.geometry.heads
+        padded = -(-width // heads // 8) * 8 * heads  # query, key, value and context, as the fused kernels want them
+        each = 4 * padded + width * (2 + (padded != width) + 5 * copies)  # LayerNorm's input and output
+        return self.DEPTH * each + 2 * width, self.DEPTH, heads
 
 
 class _Attention(nn.Module):

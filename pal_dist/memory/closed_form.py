@@ -39,6 +39,9 @@ class Shape:
     """0: the adapter is no PAL."""
     adapter_kept: tuple[int, int]
     """Elements that the adapter keeps for each token and layer, beside a PAL's; without and with copies of inputs."""
+    on_top: tuple[tuple[int, int, int], tuple[int, int, int]]
+    """(elements for each token, layers of attention, heads of each) that the adapter keeps on top of the encoder;
+    without and with copies of inputs."""
     trained: tuple[tuple[int, bool], ...]
     """(elements, whether it is an embedding) of each trained parameter."""
     frozen: int
@@ -89,6 +92,7 @@ def shape_of(model: nn.Module, config: Any) -> Shape:
         adapter_width=config.adapter_hidden,
         adapter_heads=config.adapter_heads if isinstance(one_adapter, ProjectedAttentionLayers) else 0,
         adapter_kept=(one_adapter.kept(copies=False), one_adapter.kept(copies=True)) if carries else (0, 0),
+        on_top=(one_adapter.kept_on_top(copies=False), one_adapter.kept_on_top(copies=True)),
         trained=tuple((p.numel(), id(p) in embeddings) for p in parameters if p.requires_grad),
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
         layer_matrices=sum(p.numel() for p in one_layer.parameters() if p.ndim > 1),
@@ -211,6 +215,10 @@ class _Step:
         square = 4 * batch * length * length if levers.attention == "eager" else 0
         self.scores = shape.heads * square
         self.adapter_scores = shape.adapter_heads * square if shape.adapter_layers else 0
+        elements, depth, heads = shape.on_top[levers.autocast]
+        self.on_top = (2 if levers.autocast else 4) * size * elements
+        self.on_top += _scores(depth * heads, levers, batch, length, length, int(shape.dropout))
+        self.top_scores = heads * square
         self.kept: list[int] = []
         self.held: list[int] = []  # what a layer leaves behind in forward: all that it keeps, or its input alone
         for layer in range(shape.layers):
@@ -236,7 +244,8 @@ class _Step:
         resident = self.all_gradients if self.accumulates else 0
         copies = 2 * (shape.layers * shape.layer_matrices + shape.adapter_matrices) if self.levers.autocast else 0
         at_the_end = unit if shape.first_only else (4 if shape.adapter_layers else 3) * unit
-        yield _Moment(self.embeddings + sum(self.held), copies, at_the_end, resident)
+        at_the_end += self.score_gradients(self.top_scores)
+        yield _Moment(self.embeddings + sum(self.held) + self.on_top, copies, at_the_end, resident)
         full = self.last - 1 if shape.first_only and self.last else self.last
         if self.again(full):  # it keeps nothing, but what it computes is alive for a while
             running = 3 * unit + max(2 * self.intermediate, 3 * self.scores, 3 * self.adapter_scores)
