@@ -1,4 +1,4 @@
-"""The study of docs/study.md: the paper's claims, each with three seeds, on the real data, small enough for two cores.
+"""The study: the paper's claims, each with three seeds, on the real data, small enough for two cores.
 
     python tests/bench/study.py --data_dir DATA --output_dir STUDY [--workers 2] [--only samplings,adapters]
     pal-dist compare STUDY/samplings --output_dir STUDY/samplings/compare
