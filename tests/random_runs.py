@@ -19,6 +19,8 @@ from pal_dist.tasks import TASKS, task_to_dict
 
 NAMES = ("sst", "para", "sts")
 
+KINDS = ["pal", "pal", *Adapter.kinds]
+
 
 def config_of(hidden: int, layers: int, heads: int, adapter: str = "pal", width: int = 60, adapter_heads: int = 12,
               **options: object) -> MultiTaskBertConfig:  # fmt: skip
@@ -80,9 +82,10 @@ def random_run(seed: int, *, layers: tuple[int, ...] = (2, 3, 4, 6)) -> RandomRu
     hidden = chance.choice([128, 256, 384, 512, 768])
     adapter_heads = chance.choice([4, 6, 12])
     dropout = chance.choice([0.1, 0.1, 0.0])
+    depth, heads, kind = chance.choice(layers), hidden // chance.choice([32, 64]), chance.choice(KINDS)
+    width = adapter_heads * chance.choice([8, 11, 16, 17])
     config = config_of(
-        hidden, chance.choice(layers), hidden // chance.choice([32, 64]), chance.choice(["pal", "pal", *Adapter.kinds]),
-        adapter_heads * chance.choice([8, 11, 16, 17]), adapter_heads,
+        hidden, depth, heads, kind, width if Adapter.kinds[kind].has_heads else width // 4, adapter_heads,
         pooling=chance.choice(["pooler", "first", "mean"]), hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )  # fmt: skip

@@ -38,7 +38,12 @@ class TopAttention(Adapter, kind="top_attention"):
     def kept_on_top(self, *, copies: bool) -> tuple[int, int, int]:
         width, heads = self.geometry.hidden, self.geometry.heads
         padded = -(-width // heads // 8) * 8 * heads  # query, key, value and context, as the fused kernels want them
-        each = 4 * padded + width * (2 + (padded != width) + 5 * copies)  # LayerNorm's input and output
+        # LayerNorm's input and output, twice as wide where a copy of it is kept too; dropout's mask.
+        each = (
+            4 * padded
+            + width * (2 + 3 * copies + (padded != width))
+            + (width // (2 if copies else 4) if self.geometry.dropout else 0)
+        )
         return self.DEPTH * each + 2 * width, self.DEPTH, heads
 
 
