@@ -12,12 +12,11 @@ import torch
 from random_runs import batch_of, config_of, loss_of, shape
 from ranks import run_ranks
 from test_resume import fit as fit_and_stop
-from test_same_gradient import Parameters, assert_same, train_in_float64
+from test_same_gradient import Parameters, assert_same, corpora_of, train_in_float64
 from test_strategies import distances, fit
 
 from pal_dist.config import RunConfig
 from pal_dist.conflict import DECAY, METHODS, Resolver, cosines, draw_others
-from pal_dist.data import load_corpus, load_tokenizer
 from pal_dist.errors import UserError
 from pal_dist.memory import find_device, trace
 from pal_dist.memory.closed_form import Levers
@@ -117,11 +116,7 @@ def test_cosines() -> None:
 def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
     """Training with whole gradients, task by task, in float64: no Gram matrix, no micro-batches, no ranks."""
     tasks, folder = resolve_tasks(run.data.tasks), Path(run.model.model)
-    corpora = [
-        load_corpus(task, "train", data_dir=Path(run.data.data_dir), cache_dir=cache_dir, max_characters=20_000,
-                    tokenizer=load_tokenizer(folder), max_length=run.data.max_length, bad_rows="stop")
-        for task in tasks
-    ]  # fmt: skip
+    corpora = corpora_of(run, cache_dir)
     torch.manual_seed(run.train.seed)
     model = build_model(folder, tasks, run.model).double().train()
     shared = list(model.bert.parameters())

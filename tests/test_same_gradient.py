@@ -11,7 +11,7 @@ import torch
 from ranks import run_ranks
 
 from pal_dist.config import RunConfig
-from pal_dist.data import load_corpus, load_tokenizer
+from pal_dist.data import Corpus, load_corpus, load_tokenizer
 from pal_dist.model import build_model
 from pal_dist.optim import learning_rate_factor, parameter_groups
 from pal_dist.session import assemble, plan_steps
@@ -34,15 +34,20 @@ def train_in_float64(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[
     return values, {"examples": state.examples, "useful_tokens": state.useful_tokens, "metrics": state.best_metrics}
 
 
+def corpora_of(run: RunConfig, cache_dir: Path) -> list[Corpus]:
+    """The run's training corpora, in the order of its tasks."""
+    return [
+        load_corpus(task, "train", data_dir=Path(run.data.data_dir), cache_dir=cache_dir, max_characters=20_000,
+                    tokenizer=load_tokenizer(Path(run.model.model)), max_length=run.data.max_length, bad_rows="stop")
+        for task in resolve_tasks(run.data.tasks)
+    ]  # fmt: skip
+
+
 def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
     """The same training written as plainly as can be: one padded batch a task, torch's own AdamW and clipping."""
     tasks = resolve_tasks(run.data.tasks)
     folder = Path(run.model.model)
-    corpora = [
-        load_corpus(task, "train", data_dir=Path(run.data.data_dir), cache_dir=cache_dir, max_characters=20_000,
-                    tokenizer=load_tokenizer(folder), max_length=run.data.max_length, bad_rows="stop")
-        for task in tasks
-    ]  # fmt: skip
+    corpora = corpora_of(run, cache_dir)
     torch.manual_seed(run.train.seed)
     model = build_model(folder, tasks, run.model).double().train()
     if run.train.mode == "pretrain":
