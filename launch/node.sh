@@ -61,8 +61,12 @@ trap 'stop SIGTERM' TERM
 trap 'stop SIGUSR1' USR1
 code=0
 wait_for "$launcher" || code=$?
+# The trap of a slow machine may have come after the processes had seen the other node's request, and stopped: whoever
+# goes on would find it.
+trap '' TERM USR1
 said=$(cat "$PAL_DIST_EXIT_FILE" 2>/dev/null || true)
 [ -z "$said" ] || code=$said
+[ "$code" != 75 ] || [ -z "$OUTPUT_DIR" ] || rm -f "$OUTPUT_DIR/stop"
 if [ "$code" != 0 ] && [ "$(count_host_kills)" -gt "$kills" ]; then
   say "the kernel has killed a process on $(hostname): the memory of the HOST (not of the GPU) that this job may use was" \
     "full. Ask for more (Slurm: --mem), or start fewer processes or a strategy without offload"

@@ -23,4 +23,4 @@ export PATH="$PWD/$environment/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
-python -m pytest --numprocesses "${PROCESSES:-3}" --dist loadfile --no-loadscope-reorder --durations 12 "$@"
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest --numprocesses "${PROCESSES:-3}" --dist loadfile --no-loadscope-reorder --durations 12 "$@"

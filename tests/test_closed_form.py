@@ -13,7 +13,8 @@ from ranks import in_parallel
 from pal_dist.memory.closed_form import Levers, optimizer_bytes, step_bytes
 from pal_dist.memory.plan import MARGIN
 
-RUNS = int(os.environ.get("PAL_DIST_RUNS", "50"))
+RUNS = int(os.environ.get("PAL_DIST_RUNS", "20"))
+"""A trace takes seconds: for more of them, by hand, PAL_DIST_RUNS=100."""
 
 
 def error(seed: int) -> float:

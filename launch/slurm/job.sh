@@ -70,14 +70,16 @@ run_job() {
   say "job ${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}, started again" \
     "${SLURM_RESTART_COUNT:-0} times; nodes ${HOSTS[*]}; run folder $OUTPUT_DIR"
 
+  # A node that was slow, or killed, may have asked again after the run had stopped: the request was granted then.
+  rm -f "$OUTPUT_DIR/stop"
+  # The shell hears a signal when the program in the foreground has ended, or while it waits for one in the background.
+  trap 'ask_to_stop SIGUSR1' USR1
+  trap 'ask_to_stop SIGTERM' TERM
   # Text is tokenised once, before any process is there that could wait for another one.
   if [ "$VERB" = train ] || [ "$VERB" = profile ]; then
     "$PYTHON" -m pal_dist data tokenize "${SETTINGS[@]}" || exit $?
   fi
 
-  # The shell hears a signal only while it waits for a process in the background.
-  trap 'ask_to_stop SIGUSR1' USR1
-  trap 'ask_to_stop SIGTERM' TERM
   export SLURM_EXPORT_ENV=ALL  # else `sbatch --export=NONE` would leave the steps without a PATH
   # srun does not take --cpus-per-task over from sbatch (since Slurm 22.05): every node would be left with one core.
   srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \

@@ -19,44 +19,52 @@ from pathlib import Path
 
 SEEDS = (0, 1, 2)
 
-ROWS = {"ids-sst-train.csv": 546, "quora-train.csv": 1022, "sts-train.csv": 352, "quora-dev.csv": 1000}
-"""First rows that are used: training rows in the proportions of the whole files. The other dev files are used whole."""
+ROWS = {
+    "ids-sst-train.csv": 410, "quora-train.csv": 766, "sts-train.csv": 264,
+    "ids-sst-dev.csv": 700, "quora-dev.csv": 600, "sts-dev.csv": 600,
+}  # fmt: skip
+"""Rows that are used, spread evenly over each file (SST is not shuffled: its first rows are nearly all positive).
+Training rows are in the proportions of the whole files."""
 
 COMMON = {
     "model": "minilm", "tasks": "sst,para,sts", "max_length": 64, "epochs": 2, "batch_size": 32,
     "evaluate_every": "none", "log_every": 4, "memory": "off", "keep_checkpoints": 1,
 }  # fmt: skip
 
-KINDS = ("none", "low_rank", "houlsby", "houlsby_parallel", "houlsby_plus_pal", "top_attention", "lhuc", "lora")
+KINDS = ("low_rank", "houlsby", "houlsby_parallel", "houlsby_plus_pal", "top_attention", "lhuc", "lora")
 
+
+WHOLE = {"epochs": 1, "batch_size": 16, "sampling": "proportional"}
+"""What differs from COMMON on the whole files: multi-task training against a run of each task alone."""
 
 BASE: dict[str, object] = {}
 
 QUESTIONS: dict[str, list[dict[str, object]]] = {
     "samplings": [BASE, *({"sampling": kind} for kind in ("random", "proportional", "sqrt", "annealed"))],
     "pals": [BASE, *({"adapter": kind} for kind in ("none", "progressive_pal"))],
-    "tasks": [BASE, *({"tasks": name} for name in ("sst", "para", "sts"))],
     "batches": [BASE, *({"batch_size": size} for size in (8, 16, 64, 128))],
     "conflicts": [BASE, *({"conflict": kind} for kind in ("pcgrad", "gradvac"))],
     "steps": [BASE, {"step_tasks": "one"}],
     "accumulation": [BASE, {"tokens_per_micro_batch": 512}],
     "adapters": [BASE, *({"adapter": kind} for kind in KINDS)],
     "weightings": [BASE, *({"weighting": kind} for kind in ("equal", "scale", "uncertainty"))],
+    "whole": [{"tasks": tasks} for tasks in ("sst,para,sts", "sst", "para", "sts")],
 }
-"""Each question's groups: what differs from COMMON. BASE, which all have, is run once and linked to."""
+"""Each question's groups: what differs from COMMON. BASE, which most have, is run once and linked to."""
 
 
 def study_data(source: Path, target: Path) -> None:
     """The files cut to those rows; everything else as it is."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*.csv"):
-        lines = path.read_bytes().splitlines(keepends=True)
-        (target / path.name).write_bytes(b"".join(lines[: ROWS.get(path.name, len(lines)) + 1]))
+        head, *lines = path.read_bytes().splitlines(keepends=True)
+        rows = ROWS.get(path.name, len(lines))
+        (target / path.name).write_bytes(head + b"".join(lines[i * len(lines) // rows] for i in range(rows)))
 
 
 def place(question: str, values: dict[str, object], seed: int) -> Path:
     """Folder of a run below the study's; the baseline has one for all questions."""
-    name = "-".join(f"{name}_{value}" for name, value in values.items())
+    name = "-".join(f"{name}_{value}" for name, value in values.items()).replace(",", "+")
     return Path(question, f"{name}-seed_{seed}") if values else Path("base", f"seed_{seed}")
 
 
@@ -83,19 +91,17 @@ def main() -> None:
     data = given.output_dir / "data"
     study_data(given.data_dir, data)
     chosen = given.only.split(",") if given.only else list(QUESTIONS)
-    asked = {
-        place(question, values, seed): {**values, "seed": seed}
-        for question in chosen
-        for values, seed in itertools.product(QUESTIONS[question], SEEDS)
-    }
+    asked = {}
     for question in chosen:
         (given.output_dir / question).mkdir(parents=True, exist_ok=True)
-        for seed in SEEDS:
+        more, files = (WHOLE, given.data_dir) if question == "whole" else ({}, data)
+        for values, seed in itertools.product(QUESTIONS[question], SEEDS):
+            asked[place(question, values, seed)] = (files, {**more, **values, "seed": seed})
             link = given.output_dir / question / f"base-seed_{seed}"
-            if not link.is_symlink():
+            if values == BASE and not link.is_symlink():
                 link.symlink_to(Path("..", place(question, BASE, seed)))
     with ThreadPoolExecutor(given.workers) as workers:
-        begun = {name: workers.submit(run, given.output_dir / name, data, values) for name, values in asked.items()}
+        begun = {name: workers.submit(run, given.output_dir / name, *how) for name, how in asked.items()}
         for name, future in begun.items():
             print(name, "done" if future.result() == 0 else f"FAILED with exit code {future.result()}", flush=True)
 
