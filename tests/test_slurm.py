@@ -27,6 +27,7 @@ from slurm_cluster import SCRIPTS, Cluster, Job, start_cluster, stop_cluster
 from pal_dist.config import RunConfig
 from pal_dist.session import train as train_here
 from pal_dist.settings import resolve
+from pal_dist.stopping import FLAG
 
 pytestmark = pytest.mark.long
 SLOW = Path(__file__).with_name("slow")
@@ -93,6 +94,8 @@ def disturbed(cluster: Cluster, small: list[object], tmp_path_factory: pytest.Te
     cluster.submit(folder, "--partition=urgent", "--nodelist=n6,n7", "--nodes=2", "--exclusive", "--wrap=sleep 3")
     lost.at_step(15)
     cluster.power(lost.status().entry.host, on=False)
+    (folder / "undisturbed" / "run").mkdir(parents=True)
+    (folder / "undisturbed" / "run" / FLAG).touch()  # a request to a run that has ended since: nothing to this one
     undisturbed = submit("undisturbed", "--nodelist=n1,n2", seconds=0.0)
     return Disturbed(undisturbed, lost, limit, preempted, more_time)
 
