@@ -17,9 +17,14 @@ from pal_dist.settings import resolve
 WORDS = 400
 
 
+LONGEST = "slurm closed_form strategies adapters resume conflict plan recipes features compare".split()
+"""Files of tests by time, the longest first (and the first one waits most of it)."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest, and waits most of it, goes first: others run meanwhile, in other processes."""
-    items.sort(key=lambda item: item.path.name != "test_slurm.py")
+    """Long files first: several run at once, and at the end the others would wait for one that began late."""
+    order = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)
