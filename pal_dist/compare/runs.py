@@ -204,9 +204,10 @@ def _names(firsts: Sequence[Run], names: Sequence[str]) -> list[str]:
 
 
 def _short(name: str, run: Run, firsts: Sequence[Run]) -> str:
-    """A path's last part, where that is enough to tell it from the others."""
-    texts = {shown(each.values.get(name)) for each in firsts}
-    text = shown(run.values.get(name))
+    """A path's last part, where that is enough to tell it from the others; `default` for what was left to pal-dist."""
+    values = [each.values.get(name) for each in [run, *firsts]]
+    text, *others = ("default" if value is None else shown(value) for value in values)
+    texts = set(others)
     if "/" not in text or len({each.rstrip("/").rsplit("/", 1)[-1] for each in texts}) < len(texts):
         return text
     return ",".join(part.rstrip("/").rsplit("/", 1)[-1] for part in text.split(","))

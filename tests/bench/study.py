@@ -34,7 +34,7 @@ COMMON = {
 KINDS = ("low_rank", "houlsby", "houlsby_parallel", "houlsby_plus_pal", "top_attention", "lhuc", "lora")
 
 
-WHOLE = {"epochs": 1, "batch_size": 16, "sampling": "proportional"}
+WHOLE = {"epochs": 1, "batch_size": 16, "sampling": "sqrt"}
 """What differs from COMMON on the whole files: multi-task training against a run of each task alone."""
 
 BASE: dict[str, object] = {}
@@ -42,7 +42,12 @@ BASE: dict[str, object] = {}
 QUESTIONS: dict[str, list[dict[str, object]]] = {
     "samplings": [BASE, *({"sampling": kind} for kind in ("random", "proportional", "sqrt", "annealed"))],
     "pals": [BASE, *({"adapter": kind} for kind in ("none", "progressive_pal"))],
-    "batches": [BASE, *({"batch_size": size} for size in (16, 32, 64, 128)), {"batch_size": 64, "learning_rate": 6e-4}],
+    "batches": [
+        BASE,
+        *({"batch_size": size} for size in (16, 32, 64, 128)),
+        {"batch_size": 64, "learning_rate": 6e-4},  # a rate that grows with the root of the batch
+        {"batch_size": 32, "epochs": 8},  # as many steps as BASE
+    ],  # fmt: skip
     "conflicts": [BASE, *({"conflict": kind} for kind in ("pcgrad", "gradvac"))],
     "steps": [BASE, {"step_tasks": "one"}],
     "accumulation": [BASE, {"tokens_per_micro_batch": 256}],
