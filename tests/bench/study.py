@@ -47,7 +47,7 @@ QUESTIONS: dict[str, list[dict[str, object]]] = {
         *({"batch_size": size} for size in (16, 32, 64, 128)),
         {"batch_size": 64, "learning_rate": 6e-4},  # a rate that grows with the root of the batch
         {"batch_size": 32, "epochs": 8},  # as many steps as BASE
-    ],  # fmt: skip
+    ],
     "conflicts": [BASE, *({"conflict": kind} for kind in ("pcgrad", "gradvac"))],
     "steps": [BASE, {"step_tasks": "one"}],
     "accumulation": [BASE, {"tokens_per_micro_batch": 256}],
