@@ -149,6 +149,10 @@ def test_settings_that_do_not_matter_make_no_group(copied: Path) -> None:
     names = [group.name for group in group_runs(find_runs([copied]))[0]]
     assert f"{ROUND_ROBIN} learning_rate=0.5" in names
     assert f"{ROUND_ROBIN} learning_rate=0.001" in names
+    written["values"]["optimizer"]["learning_rate"] = None
+    path.write_text(json.dumps(written))
+    names = [group.name for group in group_runs(find_runs([copied]))[0]]
+    assert f"{ROUND_ROBIN} learning_rate=default" in names
 
 
 def test_other_data_is_another_group(copied: Path) -> None:
