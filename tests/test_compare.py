@@ -19,9 +19,9 @@ from conftest import make_tiny_run
 
 from pal_dist.cli import main
 from pal_dist.compare import compare, confusions, examine
-from pal_dist.compare.noise import holm, incomplete_beta, quantile, two_sided_p, welch
+from pal_dist.compare.noise import Difference, holm, incomplete_beta, quantile, two_sided_p, welch
 from pal_dist.compare.runs import find_runs, group_runs, read_run
-from pal_dist.compare.tables import EXCEEDS, WITHIN, best_beyond_noise, command, differences
+from pal_dist.compare.tables import EXCEEDS, SUGGESTIVE, WITHIN, best_beyond_noise, command, differences, verdict_of
 from pal_dist.errors import UserError
 from pal_dist.session import train
 from pal_dist.settings import resolve
@@ -237,6 +237,13 @@ def test_verdicts(copied: Path) -> None:
     again = examine([copied], baseline=ROUND_ROBIN)
     assert "not a number: cannot be told" in again.markdown()
     assert again.html()
+
+
+@pytest.mark.parametrize(
+    ("p", "corrected", "verdict"), [(0.001, 0.04, EXCEEDS), (0.001, 0.06, SUGGESTIVE), (0.06, 0.06, WITHIN)]
+)
+def test_what_only_the_correction_takes_back(p: float, corrected: float, verdict: str) -> None:
+    assert verdict_of(Difference(0.1, 0.0, 0.2, p), corrected) == verdict
 
 
 # The page

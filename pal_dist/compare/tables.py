@@ -15,7 +15,7 @@ from pal_dist.pages import shown
 from pal_dist.report import duration
 from pal_dist.settings import settings
 
-EXCEEDS, WITHIN = "exceeds seed noise", "within seed noise"
+EXCEEDS, SUGGESTIVE, WITHIN = "exceeds seed noise", "suggestive: try more seeds", "within seed noise"
 
 NONE = "–"
 """A cell without a value."""
@@ -119,8 +119,15 @@ def differences(groups: Sequence[Group], baseline: Group) -> list[tuple[Group, s
     rows = []
     for group, column, one in found:
         p = None if one.p is None else next(corrected)
-        rows.append((group, column, one, p, one.why if p is None else EXCEEDS if p < LEVEL else WITHIN))
+        rows.append((group, column, one, p, verdict_of(one, p)))
     return rows
+
+
+def verdict_of(one: Difference, corrected: float | None) -> str:
+    """A difference that only the correction for testing many takes back is neither shown nor to be forgotten."""
+    if one.p is None or corrected is None:
+        return one.why
+    return EXCEEDS if corrected < LEVEL else SUGGESTIVE if one.p < LEVEL else WITHIN
 
 
 def differences_table(groups: Sequence[Group], baseline: Group) -> Table:
@@ -137,7 +144,8 @@ def differences_table(groups: Sequence[Group], baseline: Group) -> Table:
     note = (
         f"Baseline: {baseline.name}. Welch's two-sided t-test over seeds; {tested} of {len(found)} differences can be "
         f"tested, and Holm's correction makes up for testing {tested}: the verdict is that of the corrected p at "
-        f"{LEVEL:.0%}. The intervals are of each difference alone. With few seeds only large differences can be told."
+        f'{LEVEL:.0%}, and "suggestive" where only p itself is below it. The intervals are of each difference alone. '
+        f"With few seeds only large differences can be told."
     )
     header = ["group", "score", "difference", "95 % interval", "p", "p, corrected", "verdict"]
     return Table("Differences from the baseline", header, rows, note)
