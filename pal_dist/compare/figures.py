@@ -103,7 +103,10 @@ def _line(axes: Axes, points: list[tuple[int, float, float]], look: Look) -> Non
     if not points:
         return
     steps, means, spreads = (list(column) for column in zip(*points, strict=True))
-    (line,) = axes.plot(steps, means, color=look.colour, linewidth=1.6, marker="o" if len(steps) < 2 else None)
+    if len(steps) < 2:  # no line and no band: a point and its bar
+        axes.errorbar(steps, means, spreads if any(spreads) else None, color=look.colour, marker="o", linewidth=1.6)
+        return
+    (line,) = axes.plot(steps, means, color=look.colour, linewidth=1.6)
     if look.dashes:
         line.set_dashes(look.dashes)
     if any(spreads):

@@ -194,6 +194,11 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     return groups, notes
 
 
+def told(value: Any) -> str:
+    """A setting's value for a reader: what was left to pal-dist is `default`."""
+    return "default" if value is None else shown(value)
+
+
 def _names(firsts: Sequence[Run], names: Sequence[str]) -> list[str]:
     """One group's settings, as far as they tell it from the others."""
     found = [" ".join(f"{name}={_short(name, run, firsts)}" for name in names) or "all runs" for run in firsts]
@@ -204,10 +209,9 @@ def _names(firsts: Sequence[Run], names: Sequence[str]) -> list[str]:
 
 
 def _short(name: str, run: Run, firsts: Sequence[Run]) -> str:
-    """A path's last part, where that is enough to tell it from the others; `default` for what was left to pal-dist."""
-    values = [each.values.get(name) for each in [run, *firsts]]
-    text, *others = ("default" if value is None else shown(value) for value in values)
-    texts = set(others)
+    """A path's last part, where that is enough to tell it from the others."""
+    texts = {told(each.values.get(name)) for each in firsts}
+    text = told(run.values.get(name))
     if "/" not in text or len({each.rstrip("/").rsplit("/", 1)[-1] for each in texts}) < len(texts):
         return text
     return ",".join(part.rstrip("/").rsplit("/", 1)[-1] for part in text.split(","))

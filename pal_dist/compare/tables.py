@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pal_dist.compare.noise import LEVEL, Difference, holm, welch
-from pal_dist.compare.runs import MEAN, Group, Run
+from pal_dist.compare.runs import MEAN, Group, Run, told
 from pal_dist.pages import shown
 from pal_dist.report import duration
 from pal_dist.settings import settings
@@ -214,7 +214,7 @@ def runs_table(groups: Sequence[Group]) -> Table:
 def settings_table(title: str, names: Sequence[str], groups: Sequence[Group]) -> Table:
     """Groups in columns where they differ; one column where `groups` is one."""
     header = ["setting", *(group.name for group in groups)] if len(groups) > 1 else ["setting", "value"]
-    rows = [[Cell(name), *(Cell(shown(group.runs[0].values.get(name))) for group in groups)] for name in names]
+    rows = [[Cell(name), *(Cell(told(group.runs[0].values.get(name))) for group in groups)] for name in names]
     return Table(title, header, rows)
 
 
