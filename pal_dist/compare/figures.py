@@ -87,19 +87,23 @@ def _figure(title: str, label: str, groups: Sequence[Group], of: Callable[[Run],
     }):  # fmt: skip
         canvas = Canvas(figsize=(4.6, 2.9), layout="constrained")
         axes = canvas.add_subplot()
-        for group, look in zip(groups, looks(groups), strict=True):
-            _line(axes, curve(group.drawn, of), look)
-        axes.set_xlabel("optimizer step")
+        lines = [curve(group.drawn, of) for group in groups]
+        alone = all(len(points) < 2 for points in lines)  # then points stand side by side, not on top of each other
+        for number, (points, look) in enumerate(zip(lines, looks(groups), strict=True)):
+            _line(axes, [(number, mean, spread) for _, mean, spread in points] if alone else points, look)
+        axes.set_xlabel("one evaluation a run; groups in the legend's order" if alone else "optimizer step")
         axes.set_ylabel(label)
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.locator_params(axis="x", integer=True)
+        if alone:
+            axes.set_xticks([])
         file = io.StringIO()
         canvas.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
     return Figure(title, _inline(file.getvalue(), title, ", ".join(group.name for group in groups)))
 
 
-def _line(axes: Axes, points: list[tuple[int, float, float]], look: Look) -> None:
+def _line(axes: Axes, points: Sequence[tuple[int, float, float]], look: Look) -> None:
     if not points:
         return
     steps, means, spreads = (list(column) for column in zip(*points, strict=True))
