@@ -20,7 +20,7 @@ WORDS = 400
 LONGEST = [
     "slurm", "closed_form", "strategies", "adapters", "resume", "conflict", "plan", "recipes", "features", "compare",
 ]  # fmt: skip
-"""Files of tests by time, the longest first (and the first one waits most of it)."""
+"""Files of tests that take minutes; the first one waits most of its time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -19,9 +20,19 @@ from conftest import make_tiny_run
 
 from pal_dist.cli import main
 from pal_dist.compare import compare, confusions, examine
+from pal_dist.compare.figures import draw_curves
 from pal_dist.compare.noise import Difference, holm, incomplete_beta, quantile, two_sided_p, welch
 from pal_dist.compare.runs import find_runs, group_runs, read_run
-from pal_dist.compare.tables import EXCEEDS, SUGGESTIVE, WITHIN, best_beyond_noise, command, differences, verdict_of
+from pal_dist.compare.tables import (
+    EXCEEDS,
+    SUGGESTIVE,
+    WITHIN,
+    best_beyond_noise,
+    command,
+    differences,
+    headlines,
+    verdict_of,
+)
 from pal_dist.errors import UserError
 from pal_dist.session import train
 from pal_dist.settings import resolve
@@ -348,6 +359,18 @@ def test_confusions_are_of_the_kept_model(runs: Path) -> None:
     for task, counts in found.items():
         right = sum(row[index] for index, row in enumerate(counts))
         assert right / sum(map(sum, counts)) == pytest.approx(best.results["dev"][task]["accuracy"])
+
+
+def test_single_evaluations_stand_side_by_side(runs: Path) -> None:
+    """One dev point a run: groups beside each other, with bars; where there are more, curves over steps."""
+    found = find_runs([runs])
+    once = [replace(run, dev={name: dict(list(values.items())[-1:]) for name, values in run.dev.items()})
+            for run in found]  # fmt: skip
+    for members, beside in ((found, 0), (once, 4)):  # sst, para, sts and the mean
+        groups, _ = group_runs(members)
+        figures = [figure for figure in draw_curves(groups, headlines(groups)) if "loss" not in figure.title]
+        assert len(figures) == 4
+        assert sum("groups in the legend" in figure.svg for figure in figures) == beside
 
 
 def test_commands_train_the_same_run(runs: Path) -> None:
