@@ -71,6 +71,10 @@ def _start(
         traceback.print_exc()
         answer = error if isinstance(error, (ValueError, SystemExit)) else RuntimeError(traceback.format_exc())
     result.write_bytes(pickle.dumps(answer))
+    until = time.monotonic() + 20
+    others = [result.with_name(str(other)) for other in range(ranks)]
+    while not isinstance(answer, BaseException) and time.monotonic() < until and not all(map(Path.exists, others)):
+        time.sleep(0.02)  # rank 0 holds the store, without which the others' watchdogs end them
 
 
 def run_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2, survivors: bool = False) -> list[Any]:

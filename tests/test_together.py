@@ -128,6 +128,19 @@ def test_a_silent_rank_is_noticed() -> None:
     assert "rank 1 is gone; it was last seen starting" in survivor.said
 
 
+def leave_at_different_times() -> str:
+    engine = Engine()
+    engine.world.watch(1000)
+    time.sleep(3 if engine.rank == 1 else 1)
+    engine.world.leave()
+    return "left"
+
+
+def test_rank_0_may_be_done_first() -> None:
+    """It holds the store: without a goodbye, the others would believe that it is lost."""
+    assert run_ranks(leave_at_different_times) == ["left", "left"]
+
+
 def test_out_of_memory_where_parameters_are_shared_out(meet) -> None:
     """It cannot be run again, so every rank ends with the same code, and says with what to go on."""
     other, full_one = meet("memory", strategy="zero3")

@@ -31,6 +31,9 @@ LOST_SECONDS = 120.0
 """A process whose heart has not beaten for so long is gone. (It beats in a thread of its own, also while the process
 computes; a library that holds the interpreter while it writes a large file over a slow network may stop it a while.)"""
 
+PARTING_SECONDS = 15.0
+"""How long rank 0, which may hold the store, stays for ranks that have not said that they are done."""
+
 LOST, HUNG = LostError.exit_code, 71
 """Exit codes: another process is gone, or all of them wait for each other."""
 
@@ -205,7 +208,7 @@ class Watchdog(threading.Thread):
                 self.store.set(f"beat/{self.rank}", json.dumps([beat, self.words]))
                 self._look()
             except (RuntimeError, OSError, ValueError) as error:
-                if self.over.is_set():
+                if self.over.is_set() or self._said(0) == "done":
                     return
                 end(
                     LOST,
@@ -226,7 +229,7 @@ class Watchdog(threading.Thread):
             text = self.store.get(f"beat/{rank}").decode() if beaten else '[0, "starting"]'
             if self.beats.get(rank, ("", 0.0))[0] != text:
                 self.beats[rank] = text, now
-            told[rank] = json.loads(text)[1]
+            told[rank] = self._said(rank)
             if told[rank] != "done" and now - self.beats[rank][1] > LOST_SECONDS:
                 end(LOST, f"rank {self.rank}, {self.words}: rank {rank} is gone; it was last seen {told[rank]}")
         if now - self.moved > self.hang_seconds:
@@ -240,12 +243,26 @@ class Watchdog(threading.Thread):
         self.store.set("abort", json.dumps([self.rank, code, words]))
         time.sleep(3 * TICK_SECONDS)  # rank 0 may hold the store: the others read it first
 
+    def _said(self, rank: int) -> str:
+        """The words of its last beat that was heard."""
+        return str(json.loads(self.beats[rank][0])[1]) if rank in self.beats else ""
+
     def stop(self) -> None:
+        """Say that this rank is done. The others go on without it."""
+        aborted = self.over.is_set()
         self.words = "done"
         self.over.set()
+        self.join()
         with suppress(RuntimeError, OSError):  # rank 0 may have left with the store
             self.store.set(f"beat/{self.rank}", json.dumps([-1, "done"]))
-        self.join()
+            until = time.monotonic() + PARTING_SECONDS
+            while self.rank == 0 and not aborted and time.monotonic() < until and not self._alone():
+                time.sleep(TICK_SECONDS / 10)
+
+    def _alone(self) -> bool:
+        """Whether each other rank is done."""
+        others = (f"beat/{rank}" for rank in range(1, self.ranks))
+        return all(self.store.check([key]) and b'"done"' in self.store.get(key) for key in others)
 
 
 def end(code: int, words: str) -> None:
