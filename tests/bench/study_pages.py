@@ -1,0 +1,97 @@
+"""docs/study.md's tables and figures, and the pages in docs/study, from the runs of `study.py`.
+
+    python tests/bench/study_pages.py --study_dir STUDY [--only samplings,adapters]
+
+A table of docs/study.md stands below a line `<!-- QUESTION: TITLE OF THE TABLE -->`; the words around it are for a
+person to write. A figure is the part "Curves" of the page, as headless Chromium draws it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageChops
+from study import BASE, QUESTIONS
+
+from pal_dist.compare import Comparison, examine
+
+ROOT = Path(__file__).parents[2]
+TEXT, PAGES = ROOT / "docs" / "study.md", ROOT / "docs" / "study"
+
+TITLES = {
+    "samplings": "five schedulers",
+    "batches": "batches of 8 to 128",
+    "pals": "with PALs, without, and waking ones",
+    "adapters": "every adapter",
+    "conflicts": "gradient conflict",
+    "weightings": "weightings of the tasks",
+    "steps": "all tasks in a step, or one",
+    "accumulation": "accumulation",
+    "whole": "three tasks on the whole files, against each alone",
+}
+BASELINES = {"pals": "adapter=none", "adapters": "adapter=none"}
+"""Where it is not the study's base."""
+
+
+def comparison_of(question: str, study: Path) -> Comparison:
+    folders = [study / question]
+    if BASE in QUESTIONS[question]:
+        folders.insert(0, study / "base")
+    if question == "adapters":
+        folders += sorted((study / "pals").glob("adapter_none-seed_?"))
+    return examine(folders, title=f"Study: {TITLES[question]}", baseline=BASELINES.get(question))
+
+
+def page_of(comparison: Comparison, study: Path) -> str:
+    """The page, without the names of the folders on the machine that trained."""
+    page = comparison.html()
+    names = {study / "data": "DATA", study: "STUDY"}
+    names |= {Path(str(run.values["data_dir"])): "DATA" for run in comparison.runs}
+    for folder in sorted(names, key=lambda folder: len(str(folder)), reverse=True):
+        page = page.replace(str(folder), names[folder])
+    return page
+
+
+def draw(page: str, target: Path) -> None:
+    """A picture of the page's curves."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        raise SystemExit("no chromium here: apt-get install chromium")
+    curves = re.search(r"(?<=<h2>Curves</h2>).*?(?=<h2>)", page, re.S)
+    assert curves is not None
+    with tempfile.TemporaryDirectory() as folder:
+        alone, picture = Path(folder, "curves.html"), Path(folder, "curves.png")
+        alone.write_text(f"{page[: page.index('<body')]}<body style='padding:.5rem 1rem'>{curves[0]}</body></html>")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,2400"]
+        options += [f"--user-data-dir={folder}/profile", f"--screenshot={picture}"]
+        subprocess.run([browser, *options, alone.as_uri()], check=True, capture_output=True, timeout=300)
+        image = Image.open(picture).convert("RGB")
+        bottom = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
+        assert bottom is not None
+        image.crop((0, 0, image.width, bottom[3] + 8)).quantize(64).save(target, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study_dir", type=Path, required=True)
+    parser.add_argument("--only", help="questions, separated by commas")
+    given = parser.parse_args()
+    text = TEXT.read_text(encoding="utf-8")
+    for question in given.only.split(",") if given.only else QUESTIONS:
+        comparison = comparison_of(question, given.study_dir)
+        page = page_of(comparison, given.study_dir)
+        (PAGES / f"{question}.html").write_text(page, encoding="utf-8")
+        draw(page, PAGES / f"{question}.png")
+        for table in comparison.tables:
+            before, marker, after = text.partition(f"<!-- {question}: {table.title} -->\n")
+            text = before + marker + re.sub(r"\A(\|.*\n)*", f"{table.markdown()}\n" if marker else "", after)
+    TEXT.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
