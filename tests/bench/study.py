@@ -47,12 +47,12 @@ QUESTIONS: dict[str, list[dict[str, object]]] = {
         BASE,
         *({"batch_size": size} for size in (16, 32, 64, 128)),
         {"batch_size": 64, "learning_rate": 6e-4},  # a rate that grows with the root of the batch
-        {"batch_size": 32, "epochs": 8},  # as many steps as BASE
     ],
+    "equal_steps": [BASE, {"batch_size": 32, "epochs": 8}],
     "conflicts": [BASE, *({"conflict": kind} for kind in ("pcgrad", "gradvac"))],
     "steps": [BASE, {"step_tasks": "one"}],
     "accumulation": [BASE, {"tokens_per_micro_batch": 256}],
-    "adapters": [BASE, *({"adapter": kind} for kind in KINDS)],
+    "adapters": [BASE, *({"adapter": kind} for kind in ("none", *KINDS))],
     "weightings": [BASE, *({"weighting": kind} for kind in ("equal", "scale", "uncertainty"))],
     "whole": [JOINT, *({"tasks": tasks} for tasks in ("sst", "para", "sts"))],
 }

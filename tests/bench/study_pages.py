@@ -26,6 +26,7 @@ TEXT, PAGES = ROOT / "docs" / "study.md", ROOT / "docs" / "study"
 TITLES = {
     "samplings": "five schedulers",
     "batches": "batches of 8 to 128",
+    "equal_steps": "larger batches, as many steps",
     "pals": "with PALs, without, and waking ones",
     "adapters": "every adapter",
     "conflicts": "gradient conflict",
@@ -42,8 +43,6 @@ def comparison_of(question: str, study: Path) -> Comparison:
     folders = [study / question]
     if BASE in QUESTIONS[question]:
         folders.insert(0, study / "base")
-    if question == "adapters":
-        folders += sorted((study / "pals").glob("adapter_none-seed_?"))
     return examine(folders, title=f"Study: {TITLES[question]}", baseline=BASELINES.get(question))
 
 
