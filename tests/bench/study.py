@@ -33,7 +33,7 @@ COMMON = {
 
 KINDS = ("low_rank", "houlsby", "houlsby_parallel", "houlsby_plus_pal", "top_attention", "lhuc", "lora")
 
-WHOLE = {"epochs": 1, "batch_size": 16}
+WHOLE = {"epochs": 1, "batch_size": 16, "adapter": "none"}
 """What differs from COMMON on the whole files: multi-task training against a run of each task alone."""
 
 JOINT = {"tasks": "sst,para,sts", "batch_size": 32}
@@ -54,7 +54,7 @@ QUESTIONS: dict[str, list[dict[str, object]]] = {
     "accumulation": [BASE, {"tokens_per_micro_batch": 256}],
     "adapters": [BASE, *({"adapter": kind} for kind in ("none", *KINDS))],
     "weightings": [BASE, *({"weighting": kind} for kind in ("equal", "scale", "uncertainty"))],
-    "whole": [JOINT, *({"tasks": tasks} for tasks in ("sst", "para", "sts"))],
+    "whole": [JOINT, {**JOINT, "adapter": "pal"}, *({"tasks": tasks} for tasks in ("sst", "para", "sts"))],
 }
 """Each question's groups: what differs from COMMON. BASE, which most have, is run once."""
 
