@@ -54,7 +54,11 @@ QUESTIONS: dict[str, list[dict[str, object]]] = {
     "accumulation": [BASE, {"tokens_per_micro_batch": 256}],
     "adapters": [BASE, *({"adapter": kind} for kind in ("none", *KINDS))],
     "weightings": [BASE, *({"weighting": kind} for kind in ("equal", "scale", "uncertainty"))],
-    "whole": [JOINT, {**JOINT, "adapter": "pal"}, *({"tasks": tasks} for tasks in ("sst", "para", "sts"))],
+    "whole": [
+        {**what, **adapter}
+        for adapter in ({}, {"adapter": "pal"})
+        for what in (JOINT, {"tasks": "sst"}, {"tasks": "para"}, {"tasks": "sts"})
+    ],
 }
 """Each question's groups: what differs from COMMON. BASE, which most have, is run once."""
 

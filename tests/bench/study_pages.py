@@ -35,7 +35,11 @@ TITLES = {
     "accumulation": "accumulation",
     "whole": "three tasks on the whole files, against each alone",
 }
-BASELINES = {"pals": "adapter=none", "adapters": "adapter=none"}
+BASELINES = {
+    "pals": "adapter=none",
+    "adapters": "adapter=none",
+    "whole": "tasks=sst,para,sts adapter=none batch_size=32",
+}
 """Where it is not the study's base."""
 
 
