@@ -23,7 +23,7 @@ _context.set_forkserver_preload(
         "setuptools", "tokenizers", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard",
         "accelerate", "transformers.models.bert", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",
         "deepspeed.module_inject.auto_ep_layer", "pal_dist.session", "pal_dist.engine.zero",
-        "pal_dist.engine.fully_sharded", "ranks",
+        "pal_dist.engine.fully_sharded", "ranks", "preloaded",
     ]
 )  # fmt: skip
 
