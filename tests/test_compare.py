@@ -174,6 +174,17 @@ def test_other_data_is_another_group(copied: Path) -> None:
     assert any("the dev split of sst" in note for note in notes)
 
 
+def test_a_single_task_has_no_mean_of_its_own(copied: Path) -> None:
+    """Its one score beside means over three tasks would be compared with them."""
+    for name in SAMPLINGS:
+        set_scores(copied / f"{name}_0", sst=0.5)
+    found = examine([copied])
+    alone = [run for run in found.runs if run.folder.name.endswith("_0")]
+    assert [run.scores for run in alone] == [{"sst": 0.5}] * 2
+    assert {run.mean for run in alone} == {0.5}
+    assert all(group.best is not None and group.best.mean == 0.5 for group in found.groups)
+
+
 def test_a_repeated_seed_is_said_and_not_counted(copied: Path) -> None:
     shutil.copytree(copied / "round_robin_0", copied / "round_robin_2")
     groups, notes = group_runs(find_runs([copied]))

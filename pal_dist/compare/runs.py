@@ -54,10 +54,21 @@ class Run:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Headline dev metric of each task and their mean, of the kept model. Finished runs only."""
+        """Headline dev metric of each task and, of several, their mean; of the kept model. Finished runs only."""
         assert self.results is not None
-        found = {task: float(next(iter(values.values()))) for task, values in self.results["dev"].items()}
-        return found | ({MEAN: float(self.results["dev_mean"])} if found else {})
+        return _with_mean(self.results["dev"], self.results["dev_mean"])
+
+    @property
+    def mean(self) -> float:
+        """Of the tasks' headline dev metrics, of the kept model; minus infinity without any. Finished runs only."""
+        assert self.results is not None
+        return float(self.results["dev_mean"]) if self.results["dev"] else -math.inf
+
+
+def _with_mean(dev: Mapping[str, Mapping[str, float]], mean: float | None) -> dict[str, float]:
+    """Each task's headline metric; the mean says something only where there are several."""
+    found = {task: float(next(iter(values.values()))) for task, values in dev.items()}
+    return found | ({MEAN: float(mean)} if mean is not None and len(found) > 1 else {})
 
 
 @dataclass(frozen=True)
@@ -83,8 +94,7 @@ class Group:
         """The run of the best mean, the first of equals; one whose mean is not a number only where all are so."""
 
         def mean(run: Run) -> float:
-            value = run.scores.get(MEAN, -math.inf)
-            return -math.inf if math.isnan(value) else value
+            return -math.inf if math.isnan(run.mean) else run.mean
 
         return max(self.counted, key=mean, default=None)
 
@@ -136,8 +146,7 @@ def read_run(folder: Path) -> Run:
         for task, value in entry.get("loss", {}).items():
             losses.setdefault(task, {})[entry["step"]] = value
         if entry.get("dev"):
-            headline = {task: next(iter(values.values())) for task, values in entry["dev"].items()}
-            for name, value in (headline | {MEAN: entry["dev_mean"]}).items():
+            for name, value in _with_mean(entry["dev"], entry["dev_mean"]).items():
                 dev.setdefault(name, {})[entry["step"]] = value
             confusion[entry["step"]] = entry.get("confusion", {})
     return Run(

@@ -204,7 +204,7 @@ def runs_table(groups: Sequence[Group]) -> Table:
     for group in groups:
         for run in group.runs:
             entry = run.status.entry
-            mean = score(run.scores[MEAN]) if run.finished and MEAN in run.scores else NONE
+            mean = score(run.mean) if run.finished and run.scores else NONE
             state = run.status.verdict + (f": {entry.error.splitlines()[0]}" if entry.error else "")
             rows.append([Cell(str(run.folder)), Cell(group.name), Cell(shown(run.values["seed"])), Cell(state),
                          Cell(f"{entry.step:,} of {entry.total_steps:,}"), Cell(mean)])  # fmt: skip
