@@ -20,7 +20,7 @@ from conftest import make_tiny_run
 
 from pal_dist.cli import main
 from pal_dist.compare import compare, confusions, examine
-from pal_dist.compare.figures import draw_curves
+from pal_dist.compare.figures import draw_curves, looks
 from pal_dist.compare.noise import Difference, holm, incomplete_beta, quantile, two_sided_p, welch
 from pal_dist.compare.runs import find_runs, group_runs, read_run
 from pal_dist.compare.tables import (
@@ -316,6 +316,11 @@ def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == [str(folder / "compare.html"), str(folder / "compare.md")]
     return folder
+
+
+def test_groups_look_different(runs: Path) -> None:
+    (group, _) = examine([runs]).groups
+    assert len(set(looks([group] * 28))) == 28
 
 
 def test_the_page_stands_alone(written: Path) -> None:

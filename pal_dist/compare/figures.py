@@ -36,7 +36,9 @@ class Figure:
 
 
 def looks(groups: Sequence[Group]) -> list[Look]:
-    return [Look(COLOURS[n % len(COLOURS)], DASHES[(n + n // len(COLOURS)) % len(DASHES)]) for n in range(len(groups))]
+    """The groups' looks, in their order; the first 28 are all different."""
+    rounds = (divmod(n, len(COLOURS)) for n in range(len(groups)))
+    return [Look(COLOURS[colour], DASHES[(colour + full) % len(DASHES)]) for full, colour in rounds]
 
 
 def curve(runs: Sequence[Run], of: Callable[[Run], Curve]) -> list[tuple[int, float, float]]:
