@@ -182,7 +182,7 @@ def test_under_every_strategy(strategy: str, tiny_run, cache_dir: Path, tmp_path
         whole, worst = distances(answer[0], reference)
         print(f"pcgrad under {strategy}: {whole:.1e} of all parameters, {worst:.1e} of the worst")
         assert whole < 1e-6
-        # A bias that was born as 0, whose rounding differs by machine; without the projections such a one is 20 to 50 % off.
+        # A bias born as 0, whose rounding differs by machine; without the projections such a one is 20 to 50 % off.
         assert worst < 1e-4
 
 
