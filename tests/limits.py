@@ -63,8 +63,8 @@ def outcome(seed: int) -> Outcome:
         batch_of(len(part.rows), -(-int(lengths[part.task][part.rows].max()) // 8) * 8, NAMES[part.task])
         for part in cut
     ]
-    # The largest micro-batch decides, with gradients of one before it; the others only take time to trace.
-    batches = sorted(batches, key=lambda batch: batch.input_ids_BL.numel())[-2:]
+    # The largest micro-batches decide; the others only take time to trace.
+    batches = sorted(batches, key=lambda batch: batch.input_ids_BL.numel())[-3:]
     found = traced(run.config, plan.levers, batches, card, limit=card.usable)
     return Outcome(found.peak / card.usable, len(wider) < len(cut) or plan.levers.checkpoint_layers > 0)
 

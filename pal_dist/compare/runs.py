@@ -65,10 +65,10 @@ class Run:
         return float(self.results["dev_mean"]) if self.results["dev"] else -math.inf
 
 
-def _with_mean(dev: Mapping[str, Mapping[str, float]], mean: float | None) -> dict[str, float]:
+def _with_mean(dev: Mapping[str, Mapping[str, float]], mean: float) -> dict[str, float]:
     """Each task's headline metric; the mean says something only where there are several."""
     found = {task: float(next(iter(values.values()))) for task, values in dev.items()}
-    return found | ({MEAN: float(mean)} if mean is not None and len(found) > 1 else {})
+    return found | ({MEAN: float(mean)} if len(found) > 1 else {})
 
 
 @dataclass(frozen=True)
