@@ -51,11 +51,14 @@ class Job:
         return status_of(self.run)
 
     def until(self, met: Callable[[Job], bool], seconds: float = 300) -> None:
-        """Wait; what the job has said is shown where this takes too long."""
+        """Wait; what the job said last is shown where this takes too long."""
         end = time.monotonic() + seconds
         while not met(self):
             if time.monotonic() > end:
-                raise TimeoutError(f"job {self.number}: {self.show()}\n{self.said}")
+                said = self.show().get("StdOut", "")
+                last = Path(said).read_text(errors="replace")[-2000:] if Path(said).is_file() else "nothing"
+                nodes = self.cluster.ask("sinfo", "-N", "-o", "%N %T %E")
+                raise TimeoutError(f"job {self.number} said last:\n{last}\n{self.show()}\n{nodes}")
             time.sleep(0.2)
 
     def ended(self, seconds: float = 300) -> str:

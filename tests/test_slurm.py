@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,12 +73,13 @@ class Disturbed:
     node_lost: Job
     time_limit: Job
     preempted: Job
+    busy_node: Job
     more_time: Thread
 
 
 @pytest.fixture(scope="module")
 def disturbed(cluster: Cluster, small: list[object], tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
-    """Three jobs of two nodes in trouble, and one that nothing happens to."""
+    """Three jobs of two nodes in trouble, one that fails where a node is busy, and one that nothing happens to."""
     folder = tmp_path_factory.mktemp("disturbed")
 
     def submit(name: str, *words: object, seconds: float = 0.25) -> Job:
@@ -97,7 +99,20 @@ def disturbed(cluster: Cluster, small: list[object], tmp_path_factory: pytest.Te
     (folder / "undisturbed" / "run").mkdir(parents=True)
     (folder / "undisturbed" / "run" / FLAG).touch()  # a request to a run that has ended since: nothing to this one
     undisturbed = submit("undisturbed", "--nodelist=n1,n2", seconds=0.0)
-    return Disturbed(undisturbed, lost, limit, preempted, more_time)
+    busy = fail_on_a_busy_node(cluster, small, folder / "busy")
+    return Disturbed(undisturbed, lost, limit, preempted, busy, more_time)
+
+
+def fail_on_a_busy_node(cluster: Cluster, small: list[object], folder: Path) -> Job:
+    """The run is refused its folder, and the node does not answer the script's first question whether it is alive."""
+    (folder / "run").mkdir(parents=True)
+    (folder / "run" / "thesis.tex").touch()
+    srun, asked = folder / "bin" / "srun", folder / "asked"
+    srun.parent.mkdir()
+    once = f'case " $* " in *" --overlap "*) [ -e {asked} ] || {{ touch {asked}; exit 1; }} ;; esac'
+    srun.write_text(f'#!/bin/sh\n{once}\nexec {shutil.which("srun")} "$@"\n')
+    srun.chmod(0o755)
+    return cluster.submit(folder, "--nodelist=n1", TRAIN, *small, PATH=f"{srun.parent}:{os.environ['PATH']}")
 
 
 def give_more_time(job: Job) -> None:
@@ -262,3 +277,12 @@ def test_after_a_lost_node(disturbed: Disturbed) -> None:
     assert int(job.show()["Restarts"]) == 1
     assert "going on after step" in job.said
     assert_same(parameters(job.run), parameters(disturbed.undisturbed.run))
+
+
+def test_after_a_busy_node(disturbed: Disturbed) -> None:
+    """A node that did not answer once is no lost node: the job ends with the program's own exit code."""
+    job = disturbed.busy_node
+    assert job.ended() == "FAILED"
+    assert job.exit_code == 2, job.said
+    assert "n1 does not answer" in job.said
+    assert "all nodes answer: none is lost, and the job ends" in job.said

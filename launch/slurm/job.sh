@@ -101,7 +101,7 @@ run_job() {
     sleep 600  # until Slurm ends this shell
   elif [ "$code" != 0 ] && lost_nodes; then
     say "a node is lost: Slurm puts the job back as soon as it has noticed"
-    sleep 1200
+    wait_for_slurm
   fi
   exit "$code"
 }
@@ -112,7 +112,18 @@ step_of_run() { sed -n 's/^ *"step": \([0-9]*\).*/\1/p' "$OUTPUT_DIR/status.json
 lost_nodes() {
   local host lost=1
   for host in "${HOSTS[@]}"; do
-    timeout 30 srun --overlap --nodes=1 --ntasks=1 --nodelist="$host" true >/dev/null 2>&1 || { say "$host does not answer"; lost=0; }
+    timeout --kill-after=10 30 srun --overlap --nodes=1 --ntasks=1 --nodelist="$host" true >/dev/null 2>&1 || { say "$host does not answer"; lost=0; }
   done
   return "$lost"
+}
+
+# Until Slurm ends this shell, 20 minutes at most. A node that was only too busy to answer is no reason to wait: all have
+# then answered twice, with a pause in which Slurm would have noticed one that has booted again.
+wait_for_slurm() {
+  local answered=0 end=$((SECONDS + 1200))
+  while [ "$SECONDS" -lt "$end" ]; do
+    sleep 15
+    if lost_nodes; then answered=0; else answered=$((answered + 1)); fi
+    if [ "$answered" = 2 ]; then say "all nodes answer: none is lost, and the job ends"; return 0; fi
+  done
 }
