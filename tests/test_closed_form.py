@@ -37,10 +37,10 @@ def test_within_five_per_cent_of_the_trace() -> None:
 def test_it_takes_microseconds() -> None:
     run = random_run(3)
     known = shape(run.config)
-    begun = time.perf_counter()
+    begun = time.process_time()
     for _ in range(100):
         step_bytes(known, run.levers, 32, 128)
-    assert (time.perf_counter() - begun) / 100 < 2e-3
+    assert (time.process_time() - begun) / 100 < 2e-3
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "paged_adamw_8bit"])

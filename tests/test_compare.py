@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import browser
 from conftest import make_tiny_run
 
 from pal_dist.cli import main
@@ -406,16 +407,10 @@ def test_the_same_runs_give_the_same_page(runs: Path) -> None:
 
 def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:
     """Chromium draws it: the figures are there, the picture is not blank, nothing is asked for."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
+    options = browser(tmp_path / "profile")
+    if options is None:
         pytest.skip("no chromium here (apt-get install chromium)")
     from PIL import Image
-
-    options = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]  # fmt: skip
 
     def call(page: Path, *more: str) -> str:
         command = [*options, *more, page.as_uri()]

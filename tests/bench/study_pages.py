@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 from PIL import Image, ImageChops
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from browser import browser
 from study import BASE, QUESTIONS
 
 from pal_dist.compare import Comparison, examine
@@ -62,17 +66,16 @@ def page_of(comparison: Comparison, study: Path) -> str:
 
 def draw(page: str, target: Path) -> None:
     """A picture of the page's curves."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        raise SystemExit("no chromium here: apt-get install chromium")
     curves = re.search(r"(?<=<h2>Curves</h2>).*?(?=<h2>)", page, re.S)
     assert curves is not None
     with tempfile.TemporaryDirectory() as folder:
         alone, picture = Path(folder, "curves.html"), Path(folder, "curves.png")
         alone.write_text(f"{page[: page.index('<body')]}<body style='padding:.5rem 1rem'>{curves[0]}</body></html>")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,2400"]
-        options += [f"--user-data-dir={folder}/profile", f"--screenshot={picture}"]
-        subprocess.run([browser, *options, alone.as_uri()], check=True, capture_output=True, timeout=300)
+        command = browser(Path(folder, "profile"))
+        if command is None:
+            raise SystemExit("no chromium here: apt-get install chromium")
+        command += ["--window-size=1200,2400", f"--screenshot={picture}", alone.as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
         image = Image.open(picture).convert("RGB")
         bottom = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
         assert bottom is not None
@@ -85,14 +88,19 @@ def main() -> None:
     parser.add_argument("--only", help="questions, separated by commas")
     given = parser.parse_args()
     text = TEXT.read_text(encoding="utf-8")
+    if unknown := sorted({*re.findall("^<!-- (.*?):", text, re.M)} - {*QUESTIONS}):
+        raise SystemExit(f"{TEXT}: no question of the study is called {', '.join(unknown)}")
     for question in given.only.split(",") if given.only else QUESTIONS:
         comparison = comparison_of(question, given.study_dir)
         page = page_of(comparison, given.study_dir)
         (PAGES / f"{question}.html").write_text(page, encoding="utf-8")
         draw(page, PAGES / f"{question}.png")
-        for table in comparison.tables:
-            before, marker, after = text.partition(f"<!-- {question}: {table.title} -->\n")
-            text = before + marker + re.sub(r"\A(\|.*\n)*", f"{table.markdown()}\n" if marker else "", after)
+        tables = {table.title: f"{table.markdown()}\n" for table in comparison.tables}
+        for title in re.findall(f"^<!-- {question}: (.*) -->$", text, re.M):
+            if title not in tables:
+                raise SystemExit(f"{TEXT}: `{question}` has no table `{title}`, but {', '.join(tables)}")
+            before, marker, after = text.partition(f"<!-- {question}: {title} -->\n")
+            text = before + marker + tables[title] + re.sub(r"\A(\|.*\n)*", "", after)
     TEXT.write_text(text, encoding="utf-8")
 
 
