@@ -96,6 +96,7 @@ def trace_plan(plan: Plan, run: RunConfig, config: MultiTaskBertConfig) -> Trace
         precision=plan.levers.precision,
         attention=plan.levers.attention,
         keeps_gradients=plan.accumulates,
+        replay=False,
     )
 
 

@@ -100,6 +100,7 @@ def plan_of(trainer: Trainer) -> Trace:
         device=None if device.is_cpu else device,
         precision=engine.precision.name,
         max_norm=run.optimizer.max_gradient_norm or None,
+        replay=False,
     )
 
 

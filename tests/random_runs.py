@@ -59,11 +59,11 @@ def shape(config: MultiTaskBertConfig) -> Shape:
 
 
 def traced(config: MultiTaskBertConfig, levers: Levers, batches: list[Batch], device: Device | None,
-           limit: int | None = None) -> Trace:  # fmt: skip
+           limit: int | None = None, replay: bool = False) -> Trace:  # fmt: skip
     return trace(
         lambda: build(config, levers.checkpoint_layers), batches, loss=loss_of, device=device,
         precision=levers.precision, attention=levers.attention, limit=limit,
-        optimizer=lambda model: optimizer_of(model, levers.optimizer),
+        optimizer=lambda model: optimizer_of(model, levers.optimizer), replay=replay,
     )  # fmt: skip
 
 

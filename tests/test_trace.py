@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from random_runs import batch_of, build, config_of, loss_of, optimizer_of, traced
+from random_runs import batch_of, build, config_of, loss_of, optimizer_of, random_run, traced
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -209,3 +209,15 @@ def test_categories_are_complete() -> None:
     assert set(found.categories) == set(CATEGORIES)
     assert all(sum(entry.values()) <= found.peak for _, entry in found.timeline)
     assert max(sum(entry.values()) for _, entry in found.timeline) == found.peak
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_first_step_changes_no_byte_of_the_second(seed: int) -> None:
+    run = random_run(seed)
+    batches = [batch_of(run.rows, run.length)] * run.micro_batches
+    long, short = (
+        traced(run.config, run.levers, batches, run.device, replay=replay) for replay in (True, False)
+    )  # fmt: skip
+    assert (short.peak, short.resident, short.at) == (long.peak, long.resident, long.at)
+    assert (short.categories, short.modules) == (long.categories, long.modules)
+    assert short.timeline == long.timeline

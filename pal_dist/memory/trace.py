@@ -59,7 +59,7 @@ class Trace:
     at: str
     """Phase of the peak: `forward`, `backward` or `optimizer step`."""
     events: list[tuple[int, int]] = field(repr=False)
-    """(block, +bytes or -bytes) in order, from the birth of the model on: a warm-up step, then the step."""
+    """(block, +bytes or -bytes) in order, from the birth of the model on: what `replay` says, then the step."""
     timeline: list[tuple[str, dict[str, int]]] = field(repr=False)
     """(phase, bytes of each category) after every event of the step, for pictures."""
 
@@ -84,6 +84,7 @@ def trace(
     reduction: int = 0,
     limit: int | None = None,
     after: Callable[[nn.Module, int], None] | None = None,
+    replay: bool = True,
 ) -> Trace:
     """Trace one optimizer step of any model, after the optimizer's state has come into being.
 
@@ -104,6 +105,8 @@ def trace(
         reduction: bytes of the flat buffer that sums gradients over ranks; 0: one rank.
         after: called with the module and the micro-batch's number after each backward pass, for methods that do more
             with gradients than add them up.
+        replay: begin with a whole first step, so that blocks lie for `Trace.reserved` where a real run would have put
+            them. Without it the optimizer's state comes from gradients of zeros: the same step in half the time.
         limit: bytes above which an allocation raises torch.OutOfMemoryError, as a card of that size would.
 
     Returns: the trace. Raises ValueError for an unknown precision or a precision that the device lacks.
@@ -157,7 +160,8 @@ def trace(
                 after(module, number)
             tracker.forget(inputs)
 
-        _warm_up(module, run, steps if after else steps[:1], update, tracker)
+        first = steps if after else steps[:1] if replay else []
+        _warm_up(module, run, first, update, tracker)
         update.zero_grad(set_to_none=not keeps_gradients)
         start, resident = len(tracker.events), tracker.bytes
         tracker.limit = limit
@@ -178,11 +182,11 @@ def _warm_up(
     module: nn.Module, run: Callable[[Any, int], None], steps: Sequence[Any], update: torch.optim.Optimizer,
     tracker: Tracker,
 ) -> None:  # fmt: skip
-    """A first step, after which the optimizer's state exists and lies where a real run would have put it."""
+    """A first step on some micro-batches, after which the optimizer's state exists."""
     for number, batch in enumerate(steps):
         run(batch, number)
     for parameter in module.parameters():
-        if parameter.requires_grad and parameter.grad is None:  # another task's
+        if parameter.requires_grad and parameter.grad is None:  # another task's, or no micro-batch was asked for
             parameter.grad = torch.zeros_like(parameter)
             tracker.mark([parameter.grad], GRADIENTS)
     update.step()
