@@ -14,7 +14,8 @@ from pal_dist.errors import UserError
 from pal_dist.evaluate import course_lines, json_records, predict
 from pal_dist.files import write_text
 from pal_dist.report import say
-from pal_dist.session import Opened, load_corpora
+from pal_dist.session import Opened
+from pal_dist.sources import load_corpora
 from pal_dist.tasks import Task
 
 

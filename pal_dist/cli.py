@@ -207,7 +207,7 @@ def data(action: str = "", **flags: str) -> None:
     """Get or prepare data: pal-dist data fetch --data_dir DATA [--tasks ...] | data tokenize [settings of train]."""
     if action == "tokenize":
         run, _ = from_command_line(flags)
-        from pal_dist.session import tokenize
+        from pal_dist.sources import tokenize
 
         tokenize(run, cache_dir=default_cache())
         return

@@ -23,7 +23,8 @@ from pal_dist.planning import Planned, as_record, caches_features, free_choices,
 from pal_dist.pretrained import KNOWN_ENCODERS, encoder_config
 from pal_dist.report import table
 from pal_dist.sampling import Sampling
-from pal_dist.session import load_corpora, locate, refuse
+from pal_dist.session import refuse
+from pal_dist.sources import load_corpora, locate
 from pal_dist.strategy import read_strategy
 from pal_dist.tasks import resolve_tasks
 

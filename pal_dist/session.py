@@ -18,8 +18,7 @@ from pal_dist.balance import LEARNED, LearnedVariances
 from pal_dist.batching import Schedule
 from pal_dist.checkpoint import load_moments, load_state, load_values
 from pal_dist.config import UNPLANNED_TOKENS, ModelConfig, RunConfig, default_learning_rate
-from pal_dist.corpus import built_in_corpus
-from pal_dist.data import Corpus, load_corpus, load_tokenizer
+from pal_dist.data import Corpus, load_tokenizer
 from pal_dist.engine import Engine
 from pal_dist.errors import StoppedError, UserError
 from pal_dist.export import export_model, kept_parts
@@ -28,65 +27,19 @@ from pal_dist.files import write_json
 from pal_dist.fitting import plan_memory, prove, serve_whole_steps, take_plan
 from pal_dist.model import MultiTaskBert, build_model, check_options, load_model
 from pal_dist.optim import build_optimizer
-from pal_dist.pretrained import find_model, read_model_config
-from pal_dist.reading import require_file
+from pal_dist.pretrained import read_model_config
 from pal_dist.report import Report, RunReport
 from pal_dist.run_folder import open_folder
 from pal_dist.run_state import RunState
 from pal_dist.sampling import Sampling
 from pal_dist.settings import run_from_dict
+from pal_dist.sources import Sources, load_corpora, locate
 from pal_dist.strategy import Strategy
 from pal_dist.tasks import Task, resolve_tasks
 from pal_dist.trainer import Trainer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where a run's inputs are on this machine."""
-
-    data_dir: Path
-    cache_dir: Path
-    model_dir: Path
-    synthetic: bool
-
-
-def locate(run: RunConfig, default_cache: Path) -> Sources:
-    """Raises UserError for a data folder or a model that is not there."""
-    cache_dir = Path(run.data.cache_dir).expanduser() if run.data.cache_dir else default_cache
-    synthetic = run.data.data_dir == "builtin"
-    data_dir = built_in_corpus(cache_dir) if synthetic else Path(run.data.data_dir).expanduser()
-    if not data_dir.is_dir():
-        raise UserError(f"--data_dir {data_dir}: there is no such folder")
-    return Sources(data_dir, cache_dir, find_model(run.model.model), synthetic)
-
-
-def load_corpora(
-    run: RunConfig, tasks: tuple[Task, ...], split: str, sources: Sources, tokenizer: Tokenizer, *,
-    labelled: bool = True, optional: bool = False, progress: bool = True,
-) -> dict[str, Corpus]:  # fmt: skip
-    """The split of every task; `optional`: tasks that name no such file are left out."""
-    chosen = [task for task in tasks if task.file(split) is not None or not optional]
-    for task in chosen:  # all of them, before the first is tokenised
-        require_file(sources.data_dir / (task.file(split) or split), task)
-    return {
-        task.name: load_corpus(
-            task, split, data_dir=sources.data_dir, cache_dir=sources.cache_dir, tokenizer=tokenizer,
-            max_length=run.data.max_length, max_characters=run.data.max_characters, bad_rows=run.data.bad_rows,
-            labelled=labelled, progress=progress,
-        )
-        for task in chosen
-    }  # fmt: skip
-
-
-def tokenize(run: RunConfig, *, cache_dir: Path) -> None:
-    """Tokenise what training would read, once, so that no process of it has to. Raises UserError."""
-    tasks, sources = resolve_tasks(run.data.tasks), locate(run, cache_dir)
-    tokenizer = load_tokenizer(sources.model_dir)
-    load_corpora(run, tasks, "train", sources, tokenizer)
-    load_corpora(run, tasks, "dev", sources, tokenizer, optional=True)
 
 
 def train(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dict[str, Any]:

@@ -202,9 +202,11 @@ class TestHelp:
             main([verb, "--help"])
             assert capsys.readouterr().out.startswith(f"pal-dist {verb}: ")
 
-    def test_help_and_tables_import_no_engine(self) -> None:
+    def test_help_tables_and_text_import_no_engine(self, tiny_bert: Path, small_data: Path, tmp_path: Path) -> None:
+        text = ["data", "tokenize", "--data_dir", small_data, "--model", tiny_bert, "--cache_dir", tmp_path]
         code = (
             "import sys; from pal_dist.cli import main; main(['--help']); main(['tasks']); main(['config']); "
+            f"main({[str(word) for word in text]}); "
             "print(sorted({'torch', 'accelerate', 'transformers', 'deepspeed', 'bitsandbytes'} & set(sys.modules)))"
         )
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -31,7 +31,7 @@ FLOORS = [
         "engine.zero", "engine.fully_sharded", "engine.rehearsal", "doctor.host", "doctor.gpus",
     },
     {"data", "adapters.houlsby", "memory.trace", "listing", "compare.runs"},
-    {"adapters", "compare.tables", "compare.figures"},
+    {"adapters", "sources", "compare.tables", "compare.figures"},
     {"compare", "model", "engine", "memory", "memory.closed_form", "manifests"},
     {"memory.guard", "export", "convert", "memory.sharding"},
     {"evaluate", "checkpoint", "memory.probe", "memory.speed", "memory.picture"},

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pal_dist.report import table
-from pal_dist.session import tokenize
 from pal_dist.settings import resolve
+from pal_dist.sources import tokenize
 
 
 def train(flags: dict[str, str], threads: int) -> dict[str, Any]:

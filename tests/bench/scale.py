@@ -17,8 +17,8 @@ from pal_dist.batching import Schedule, deal, micro_batches
 from pal_dist.cli import default_cache
 from pal_dist.data import load_tokenizer
 from pal_dist.sampling import Sampling
-from pal_dist.session import load_corpora, locate
 from pal_dist.settings import resolve
+from pal_dist.sources import load_corpora, locate
 from pal_dist.tasks import resolve_tasks
 
 SIZES = (8_544, 283_003, 6_040)
