@@ -68,14 +68,20 @@ def _fetch_glue(task: Task, split: str, path: Path) -> None:
         from datasets import load_dataset
     except ImportError:
         raise UserError("GLUE comes through the `datasets` library: pip install 'pal-dist[fetch]'") from None
-    stem, _, half = split.partition("_")
-    name = HUB_SPLITS[stem] + (f"_{half}" if half else "_matched" if task.name == "mnli" and stem != "train" else "")
     try:
-        rows = load_dataset(GLUE, task.name, split=name)
+        rows = load_dataset(GLUE, task.name, split=hub_split(task, split))
     except OSError as error:
         raise UserError(f"GLUE `{task.name}` is not reachable on the hub ({error}); check the network") from None
     labels = getattr(rows.features["label"], "names", None) if getattr(task.objective, "names", ()) else None
-    write_text(path, glue_text(task, rows, labels=labels, labelled=stem != "test"))
+    write_text(path, glue_text(task, rows, labels=labels, labelled=not split.startswith("test")))
+
+
+def hub_split(task: Task, split: str) -> str:
+    """The hub's name of a split; one that also has a `mismatched` file is the `matched` half there."""
+    stem, _, half = split.partition("_")
+    if f"{split}_mismatched" in (task.extra_files or {}):
+        half = "matched"
+    return HUB_SPLITS[stem] + (f"_{half}" if half else "")
 
 
 def glue_text(task: Task, rows: Iterable[Mapping[str, Any]], *, labels: list[str] | None, labelled: bool) -> str:

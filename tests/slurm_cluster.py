@@ -55,10 +55,11 @@ class Job:
         end = time.monotonic() + seconds
         while not met(self):
             if time.monotonic() > end:
-                said = self.show().get("StdOut", "")
-                last = Path(said).read_text(errors="replace")[-2000:] if Path(said).is_file() else "nothing"
+                shown = self.show()
+                output = Path(shown.get("StdOut", ""))
+                last = output.read_text(errors="replace")[-2000:] if output.is_file() else "nothing"
                 nodes = self.cluster.ask("sinfo", "-N", "-o", "%N %T %E")
-                raise TimeoutError(f"job {self.number} said last:\n{last}\n{self.show()}\n{nodes}")
+                raise TimeoutError(f"job {self.number} said last:\n{last}\n{shown}\n{nodes}")
             time.sleep(0.2)
 
     def ended(self, seconds: float = 300) -> str:

@@ -305,3 +305,18 @@ class TestFetchedGlue:
         found = read(file, TASKS[name])
         assert len(found) == 2
         assert (found[0].text_a, found[0].text_b, pytest.approx(found[0].label)) == expected
+
+    @pytest.mark.parametrize(
+        ("name", "split", "expected"),
+        [
+            ("mnli", "train", "train"),
+            ("mnli", "dev", "validation_matched"),
+            ("mnli", "dev_mismatched", "validation_mismatched"),
+            ("mnli", "test_mismatched", "test_mismatched"),
+            ("qnli", "dev", "validation"),
+        ],
+    )
+    def test_splits_have_the_hub_s_names(self, name: str, split: str, expected: str) -> None:
+        from pal_dist.fetch import hub_split
+
+        assert hub_split(TASKS[name], split) == expected

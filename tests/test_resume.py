@@ -23,7 +23,7 @@ from pal_dist.session import assemble
 from pal_dist.stopping import FLAG
 from pal_dist.trainer import Trainer
 
-FLAGS = {"max_steps": 8, "evaluate_every": 3, "save_every": 2, "tokens_per_micro_batch": 96, "dropout": 0.1}
+FLAGS = {"max_steps": 9, "evaluate_every": 4, "save_every": 2, "tokens_per_micro_batch": 96, "dropout": 0.1}
 PLACES = ("step", "evaluation", "save")
 
 
@@ -79,7 +79,7 @@ def fit_until_killed(run: RunConfig, cache_dir: Path, place: str, step: int) -> 
 
 def killed_and_resumed(run: RunConfig, cache_dir: Path, *, seed: int, ranks: int) -> tuple[str, list[Any]]:
     chance = random.Random(seed)
-    place, step = chance.choice(PLACES), chance.randrange(2, 8)
+    place, step = chance.choice(PLACES), chance.randrange(2, 9)
     died = run_ranks(fit_until_killed, run, cache_dir, place, step, ranks=ranks)
     # Who has not died yet when the other does meets a closed connection.
     assert any(isinstance(rank, Died) and rank.code == -signal.SIGKILL for rank in died), (place, step, died)

@@ -69,7 +69,7 @@ def test_same_parameters_as_one_process(case: str, tiny_run, cache_dir: Path, tm
             whole, worst = distances(answer[0], reference)
             print(f"{case}: {strategy}: {whole:.1e} of all parameters, {worst:.1e} of the worst")
             assert whole < 1e-6, strategy
-            assert worst < 3e-5, strategy
+            assert worst < 1e-5 if "offload" not in strategy else worst < 3e-5, strategy
             metrics = metrics or answer[1]
             for task, values in metrics.items():
                 assert answer[1][task] == pytest.approx(values, abs=1e-3, nan_ok=True), strategy

@@ -39,7 +39,7 @@ def real_step(model: nn.Module, optimizer: torch.optim.Optimizer, sizes: list, p
     list(product(("fp32", "bf16"), (0, 1, 2), ("adamw", "adamw_8bit", "paged_adamw_8bit"))),
 )
 def test_equals_real_allocations_on_a_cpu(precision: str, checkpoint_layers: int, optimizer: str) -> None:
-    config = config_of(96, 2, 4, "pal", 48, 4, vocab_size=500)
+    config = config_of(96, 3, 4, "pal", 48, 4, vocab_size=500)
     sizes = [(12, 64, "sst"), (8, 50, "para"), (4, 80, "sts")]
     batches = [batch_of(*size) for size in sizes]
     found = traced(config, Levers(precision, "sdpa", checkpoint_layers, optimizer), batches, None)

@@ -59,7 +59,7 @@ class Trace:
     at: str
     """Phase of the peak: `forward`, `backward` or `optimizer step`."""
     events: list[tuple[int, int]] = field(repr=False)
-    """(block, +bytes or -bytes) in order, from the birth of the model on: what `replay` says, then the step."""
+    """(block, +bytes or -bytes) in order, from the birth of the model on: what `replay` begins with, then the step."""
     timeline: list[tuple[str, dict[str, int]]] = field(repr=False)
     """(phase, bytes of each category) after every event of the step, for pictures."""
 
@@ -105,8 +105,9 @@ def trace(
         reduction: bytes of the flat buffer that sums gradients over ranks; 0: one rank.
         after: called with the module and the micro-batch's number after each backward pass, for methods that do more
             with gradients than add them up.
-        replay: begin with a whole first step, so that blocks lie for `Trace.reserved` where a real run would have put
-            them. Without it the optimizer's state comes from gradients of zeros: the same step in half the time.
+        replay: begin with a first micro-batch and its update, so that blocks lie for `Trace.reserved` where a real run
+            would have put them. Without it the optimizer's state comes from gradients of zeros, which is the same step
+            sooner. Where there is `after`, a whole first step comes before in any case: what it keeps must exist.
         limit: bytes above which an allocation raises torch.OutOfMemoryError, as a card of that size would.
 
     Returns: the trace. Raises ValueError for an unknown precision or a precision that the device lacks.
