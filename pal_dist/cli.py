@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pal_dist.errors import DoesNotFitError, LostError, StoppedError, UserError
-from pal_dist.exits import leave_with
-from pal_dist.pages import ANSWER_OPTIONS, ANSWER_SETTINGS, COMPARE_OPTIONS, PLAN_OPTIONS, page
-from pal_dist.report import table
-from pal_dist.settings import from_command_line
+from pal_dist.commands.help import ANSWER_OPTIONS, ANSWER_SETTINGS, COMPARE_OPTIONS, PLAN_OPTIONS, page
+from pal_dist.config.resolve import from_command_line
+from pal_dist.core.errors import DoesNotFitError, LostError, StoppedError, UserError
+from pal_dist.core.exit_codes import leave_with
+from pal_dist.monitoring.report import table
 
 Verb = Callable[..., None]
 
@@ -27,7 +27,7 @@ def default_cache() -> Path:
 def train(**flags: str) -> None:
     """Train a model on several tasks at once. Writes the model, its scores and its logs into --output_dir."""
     run, origins = from_command_line(flags)
-    from pal_dist.session import train as start
+    from pal_dist.training.setup import train as start
 
     start(run, origins, cache_dir=default_cache())
 
@@ -37,7 +37,7 @@ def plan(**flags: str) -> None:
     own = {name: flags.pop(name) for name in PLAN_OPTIONS if name in flags}
     as_json = own.pop("json", "false").lower() == "true"
     run, origins = from_command_line(flags)
-    from pal_dist.plans import ask
+    from pal_dist.commands.plan import ask
 
     found = ask(run, origins, own, cache_dir=default_cache())
     print(found.json() if as_json else found.text())
@@ -46,7 +46,7 @@ def plan(**flags: str) -> None:
 
 def launch(*words: str) -> None:
     """Run on one machine or many: pal-dist launch --nodes 2 --gpus_per_node 4 --gpu t4 -- train [settings of train]."""
-    from pal_dist.launching import fits, preview, read_launch, start
+    from pal_dist.commands.launch import fits, preview, read_launch, start
 
     asked = read_launch(words, os.environ)
     fits(asked, default_cache())
@@ -63,7 +63,7 @@ def doctor(**flags: str) -> None:
     """Will runs work here? Versions, devices, memory, disks, network, two steps of training. Exit code 1: no."""
     as_json = flags.pop("json", "false").lower() == "true"
     run, _ = from_command_line(flags)
-    from pal_dist.doctor import examine
+    from pal_dist.commands.doctor import examine
 
     found = examine(run, cache_dir=default_cache(), rank=int(os.environ.get("RANK", "0")))
     if found.is_main:
@@ -78,7 +78,7 @@ def profile(**flags: str) -> None:
     if forced is not None and not forced.isdigit():
         raise UserError(f"--force_tokens takes a whole number; found {forced!r}")
     run, origins = from_command_line(flags)
-    from pal_dist.profiling import profile as start
+    from pal_dist.commands.memory_check import profile as start
 
     found = start(run, origins, cache_dir=default_cache(), force_tokens=int(forced) if forced else None)
     for path in found.files:
@@ -89,7 +89,7 @@ def profile(**flags: str) -> None:
 def config(**flags: str) -> None:
     """Show every setting's effective value and where it came from, without starting anything."""
     run, origins = from_command_line(flags)
-    from pal_dist.listing import settings_table
+    from pal_dist.commands.listing import settings_table
 
     print(settings_table(run, origins, cache_dir=default_cache()))
 
@@ -97,7 +97,7 @@ def config(**flags: str) -> None:
 def recipes(name: str | None = None, **flags: str) -> None:
     """List the recipes, or show one: what it reproduces, hardware, time, expected scores: pal-dist recipes [NAME]."""
     _only(flags, set())
-    from pal_dist.listing import recipes_text
+    from pal_dist.commands.listing import recipes_text
 
     print(recipes_text(name))
 
@@ -105,7 +105,7 @@ def recipes(name: str | None = None, **flags: str) -> None:
 def tasks(**flags: str) -> None:
     """List the tasks of the table, or those of --tasks: what they predict and which files they read."""
     _only(flags, {"tasks"})
-    from pal_dist.listing import tasks_table
+    from pal_dist.commands.listing import tasks_table
 
     print(tasks_table(flags.get("tasks")))
 
@@ -114,7 +114,7 @@ def evaluate(run: str | None = None, **flags: str) -> None:
     """Score a saved model on a whole split: pal-dist evaluate RUN [--split dev] [--tasks sst]. Prints JSON last."""
     split = flags.pop("split", "dev")
     opened, chosen = _open(run, flags)
-    from pal_dist.answers import score_split
+    from pal_dist.commands.predict import score_split
 
     scores = score_split(opened, chosen, split)
     rows = [[name, metric, f"{value:.4f}"] for name, entry in scores.items() for metric, value in entry.items()]
@@ -136,7 +136,7 @@ def predict(run: str | None = None, **flags: str) -> None:
     if "task" in asked and "text" not in asked:
         flags["tasks"] = asked["task"]
     opened, chosen = _open(run, flags)
-    from pal_dist.answers import answer, write_predictions
+    from pal_dist.commands.predict import answer, write_predictions
 
     if "text" in asked:
         found = answer(opened, asked["task"], asked["text"], asked.get("text_b"))
@@ -156,8 +156,8 @@ def _open(path: str | None, flags: dict[str, str]) -> tuple[Any, list[str] | Non
         raise UserError(f"name one run or model folder, found {', '.join(given)}")
     chosen = flags.pop("tasks").split(",") if "tasks" in flags else None
     _only(flags, {*ANSWER_SETTINGS, *ANSWER_OPTIONS})
-    from pal_dist.session import open_model
-    from pal_dist.status import newest_model
+    from pal_dist.monitoring.status import newest_model
+    from pal_dist.training.setup import open_model
 
     folder = Path(given[0]) if given else newest_model(Path("runs"))
 
@@ -167,7 +167,7 @@ def _open(path: str | None, flags: dict[str, str]) -> tuple[Any, list[str] | Non
 def status(folder: str | None = None, **flags: str) -> None:
     """Say how a run does, from its folder: pal-dist status RUN; a folder of runs (default: ./runs) is listed."""
     _only(flags, {"json"})
-    from pal_dist.status import runs_below, runs_table, status_of
+    from pal_dist.monitoring.status import runs_below, runs_table, status_of
 
     place = Path(folder or "runs").expanduser()
     as_json = flags.get("json", "false").lower() == "true"
@@ -182,7 +182,7 @@ def status(folder: str | None = None, **flags: str) -> None:
 def compare(*folders: str, **flags: str) -> None:
     """Set runs against each other in one page, seeds told from settings: pal-dist compare RUN... [--baseline NAME]."""
     _only(flags, set(COMPARE_OPTIONS))
-    from pal_dist.compare import compare as write
+    from pal_dist.monitoring.compare import compare as write
 
     place = Path(flags.pop("output_dir", "compare")).expanduser()
     for path in write([Path(folder).expanduser() for folder in folders], place, **flags):
@@ -196,7 +196,7 @@ def convert(**flags: str) -> None:
     missing = [f"--{name}" for name in known if name not in flags]
     if missing:
         raise UserError(f"convert needs {', '.join(missing)}")
-    from pal_dist.convert import convert_files
+    from pal_dist.models.convert import convert_files
 
     convert_files(Path(flags["checkpoint"]), Path(flags["bert_config"]), flags["tasks"].split(","),
                   Path(flags["output_dir"]))  # fmt: skip
@@ -207,14 +207,14 @@ def data(action: str = "", **flags: str) -> None:
     """Get or prepare data: pal-dist data fetch --data_dir DATA [--tasks ...] | data tokenize [settings of train]."""
     if action == "tokenize":
         run, _ = from_command_line(flags)
-        from pal_dist.sources import tokenize
+        from pal_dist.training.inputs import tokenize
 
         tokenize(run, cache_dir=default_cache())
         return
     if action != "fetch" or "data_dir" not in flags:
         raise UserError("use: pal-dist data fetch --data_dir FOLDER [--tasks sst,para,sts,cola,...], or data tokenize")
     _only(flags, {"data_dir", "tasks"})
-    from pal_dist.fetch import fetch
+    from pal_dist.data.download import fetch
 
     for path in fetch(Path(flags["data_dir"]).expanduser(), flags.get("tasks", "sst,cfimdb,para,sts").split(",")):
         print(path)

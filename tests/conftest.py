@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pal_dist.config import RunConfig
-from pal_dist.corpus import built_in_corpus
-from pal_dist.settings import resolve
+from pal_dist.config.resolve import resolve
+from pal_dist.config.schema import RunConfig
+from pal_dist.data.synthetic import built_in_corpus
 
 WORDS = 400
 
@@ -57,7 +57,7 @@ def corpus_dir(cache_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    from pal_dist.pretrained import find_model
+    from pal_dist.models.pretrained import find_model
 
     return find_model("minilm")
 

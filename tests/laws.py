@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pal_dist.data import Batch
-from pal_dist.model import MultiTaskBert
+from pal_dist.data.token_cache import Batch
+from pal_dist.models.multi_task import MultiTaskBert
 
 
 def random_batch(model: MultiTaskBert, task: str, *, rows: int = 4, width: int = 12, padded: bool = True) -> Batch:

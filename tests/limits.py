@@ -15,11 +15,11 @@ import numpy as np
 from random_runs import NAMES, batch_of, random_run, shape, traced
 from ranks import in_parallel
 
-from pal_dist.batching import micro_batches
-from pal_dist.config import RunConfig
+from pal_dist.config.schema import RunConfig
+from pal_dist.data.batching import micro_batches
 from pal_dist.memory.closed_form import step_bytes
-from pal_dist.memory.plan import Choices, Machine, Work
-from pal_dist.planning import search
+from pal_dist.memory.planner import search
+from pal_dist.memory.search import Choices, Machine, Work
 
 RUN = RunConfig()
 

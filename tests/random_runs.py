@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from pal_dist.adapters import Adapter
-from pal_dist.config import OptimizerConfig
-from pal_dist.data import Batch
+from pal_dist.config.schema import OptimizerConfig
+from pal_dist.data.token_cache import Batch
 from pal_dist.memory.closed_form import Levers, Shape, shape_of
 from pal_dist.memory.devices import Device, find_device
 from pal_dist.memory.trace import Trace, trace
-from pal_dist.model import MultiTaskBert, MultiTaskBertConfig
-from pal_dist.optim import build_optimizer
-from pal_dist.tasks import TASKS, task_to_dict
+from pal_dist.models.adapters import Adapter
+from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
+from pal_dist.optim.optimizers import build_optimizer
+from pal_dist.tasks.registry import TASKS, task_to_dict
 
 NAMES = ("sst", "para", "sts")
 

@@ -22,8 +22,8 @@ _context.set_forkserver_preload(
     [
         "setuptools", "tokenizers", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard",
         "accelerate", "transformers.models.bert", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",
-        "deepspeed.module_inject.auto_ep_layer", "pal_dist.session", "pal_dist.engine.zero",
-        "pal_dist.engine.fully_sharded", "ranks", "preloaded",
+        "deepspeed.module_inject.auto_ep_layer", "pal_dist.training.setup", "pal_dist.distributed.zero",
+        "pal_dist.distributed.fsdp2", "ranks", "preloaded",
     ]
 )  # fmt: skip
 

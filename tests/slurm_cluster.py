@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pal_dist.status import Status, status_of
+from pal_dist.monitoring.status import Status, status_of
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "launch" / "slurm"

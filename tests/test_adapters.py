@@ -19,13 +19,13 @@ from test_same_gradient import assert_same, plain_reference, train_in_float64
 from test_strategies import distances
 from torch import Tensor, nn
 
-from pal_dist.adapters import Adapter, Geometry
-from pal_dist.errors import UserError
+from pal_dist.core.errors import UserError
 from pal_dist.memory.closed_form import Levers, step_bytes
 from pal_dist.memory.devices import find_device
-from pal_dist.memory.plan import MARGIN
-from pal_dist.model import MultiTaskBert
-from pal_dist.session import assemble, train
+from pal_dist.memory.search import MARGIN
+from pal_dist.models.adapters import Adapter, Geometry
+from pal_dist.models.multi_task import MultiTaskBert
+from pal_dist.training.setup import assemble, train
 
 KINDS = tuple(Adapter.kinds)
 

@@ -11,12 +11,12 @@ import torch
 from ranks import run_ranks
 from test_resume import fit
 
-from pal_dist.balance import LEARNED, LearnedVariances, balance_of
-from pal_dist.config import RunConfig
-from pal_dist.errors import UserError
-from pal_dist.objectives import Binary, Classes, Score
-from pal_dist.session import assemble
-from pal_dist.tasks import resolve_tasks
+from pal_dist.config.schema import RunConfig
+from pal_dist.core.errors import UserError
+from pal_dist.optim.task_weighting import LEARNED, LearnedVariances, balance_of
+from pal_dist.tasks.objectives import Binary, Classes, Score
+from pal_dist.tasks.registry import resolve_tasks
+from pal_dist.training.setup import assemble
 
 Gradients = dict[str, np.ndarray]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pal_dist.batching import Schedule, cut, evaluation_batches, micro_batches, pass_order
-from pal_dist.sampling import Sampling
-from pal_dist.settings import settings
+from pal_dist.config.resolve import settings
+from pal_dist.data.batching import Schedule, cut, evaluation_batches, micro_batches, pass_order
+from pal_dist.data.sampling import Sampling
 
 
 def lengths_like_text(count: int, seed: int = 0) -> NDArray[np.int32]:

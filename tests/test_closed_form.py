@@ -11,7 +11,7 @@ from random_runs import batch_of, random_run, shape, traced
 from ranks import in_parallel
 
 from pal_dist.memory.closed_form import Levers, optimizer_bytes, step_bytes
-from pal_dist.memory.plan import MARGIN
+from pal_dist.memory.search import MARGIN
 
 RUNS = int(os.environ.get("PAL_DIST_RUNS", "20"))
 """A trace takes seconds: for more of them, by hand, PAL_DIST_RUNS=100."""

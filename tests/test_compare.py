@@ -20,11 +20,13 @@ from browser import browser
 from conftest import make_tiny_run
 
 from pal_dist.cli import main
-from pal_dist.compare import compare, confusions, examine
-from pal_dist.compare.figures import draw_curves, looks
-from pal_dist.compare.noise import Difference, holm, incomplete_beta, quantile, two_sided_p, welch
-from pal_dist.compare.runs import find_runs, group_runs, read_run
-from pal_dist.compare.tables import (
+from pal_dist.config.resolve import resolve
+from pal_dist.core.errors import UserError
+from pal_dist.monitoring.compare import compare, confusions, examine
+from pal_dist.monitoring.compare.figures import draw_curves, looks
+from pal_dist.monitoring.compare.runs import find_runs, group_runs, read_run
+from pal_dist.monitoring.compare.significance import Difference, holm, incomplete_beta, quantile, two_sided_p, welch
+from pal_dist.monitoring.compare.tables import (
     EXCEEDS,
     SUGGESTIVE,
     WITHIN,
@@ -34,9 +36,7 @@ from pal_dist.compare.tables import (
     headlines,
     verdict_of,
 )
-from pal_dist.errors import UserError
-from pal_dist.session import train
-from pal_dist.settings import resolve
+from pal_dist.training.setup import train
 
 SAMPLINGS = ("round_robin", "proportional")
 SEEDS = (0, 1)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pal_dist.errors import UserError
-from pal_dist.strategy import choose_strategy, from_json, read_strategy, strategy_names
+from pal_dist.core.errors import UserError
+from pal_dist.distributed.strategy import choose_strategy, from_json, read_strategy, strategy_names
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted((ROOT / "accelerate_configs").rglob("*"))

@@ -15,17 +15,17 @@ from test_resume import fit as fit_and_stop
 from test_same_gradient import Parameters, assert_same, corpora_of, train_in_float64
 from test_strategies import distances, fit
 
-from pal_dist.config import RunConfig
-from pal_dist.conflict import DECAY, METHODS, Resolver, cosines, draw_others
-from pal_dist.errors import UserError
+from pal_dist.config.schema import RunConfig
+from pal_dist.core.errors import UserError
 from pal_dist.memory import find_device, trace
 from pal_dist.memory.closed_form import Levers
-from pal_dist.memory.plan import Machine, Plan
-from pal_dist.model import MultiTaskBert, build_model
-from pal_dist.optim import learning_rate_factor, parameter_groups
-from pal_dist.planning import kept_apart, trace_plan, work_of
-from pal_dist.session import plan_steps
-from pal_dist.tasks import resolve_tasks
+from pal_dist.memory.planner import kept_apart, trace_plan, work_of
+from pal_dist.memory.search import Machine, Plan
+from pal_dist.models.multi_task import MultiTaskBert, build_model
+from pal_dist.optim.gradient_surgery import DECAY, METHODS, Resolver, cosines, draw_others
+from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
+from pal_dist.tasks.registry import resolve_tasks
+from pal_dist.training.setup import plan_steps
 
 Vectors = list[torch.Tensor]
 
@@ -166,7 +166,7 @@ def test_training_is_that_of_plain_loops(
 
 def train_in_small_pieces(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[str, Any]]:
     """The tasks' gradients are looked at in pieces that no parameter's size divides."""
-    from pal_dist.engine import task_gradients
+    from pal_dist.distributed.engine import task_gradients
 
     task_gradients.PIECE = 1001  # type: ignore[misc]
     return train_in_float64(run, cache_dir)
@@ -229,7 +229,7 @@ def test_refused_where_there_is_no_conflict(flags: dict[str, str], words: str, t
 
 def test_the_model_s_own_parts_are_left_alone(tiny_bert: Path) -> None:
     """Adapters and heads are one task's alone: no conflict, and no part in the Gram matrix."""
-    from pal_dist.engine.task_gradients import TaskGradients
+    from pal_dist.distributed.task_gradients import TaskGradients
 
     model = build_model(tiny_bert, resolve_tasks(["sst", "sts"]), tiny_options())
     apart = TaskGradients(list(model.bert.parameters()), 2, ranks=1)
@@ -245,7 +245,7 @@ def test_the_model_s_own_parts_are_left_alone(tiny_bert: Path) -> None:
 
 
 def tiny_options() -> Any:
-    from pal_dist.config import ModelConfig
+    from pal_dist.config.schema import ModelConfig
 
     return ModelConfig(adapter_hidden=12, adapter_heads=2)
 

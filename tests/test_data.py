@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, BertTokenizer
 
-from pal_dist.data import Corpus, batch_of_texts, load_corpus, load_tokenizer
-from pal_dist.errors import UserError
-from pal_dist.reading import BadRow, Example, read_rows
-from pal_dist.tasks import TASKS, Task, resolve_tasks, task_from_dict, task_to_dict
+from pal_dist.core.errors import UserError
+from pal_dist.data.readers import BadRow, Example, read_rows
+from pal_dist.data.token_cache import Corpus, batch_of_texts, load_corpus, load_tokenizer
+from pal_dist.tasks.registry import TASKS, Task, resolve_tasks, task_from_dict, task_to_dict
 
 SST, PARA, STS, COLA = (TASKS[name] for name in ("sst", "para", "sts", "cola"))
 
@@ -299,7 +299,7 @@ class TestFetchedGlue:
         ],
     )  # fmt: skip
     def test_round_trip(self, name: str, row: dict, labels: list[str] | None, expected: tuple, file: Path) -> None:
-        from pal_dist.fetch import glue_text
+        from pal_dist.data.download import glue_text
 
         file.write_text(glue_text(TASKS[name], [row, row], labels=labels, labelled=True))
         found = read(file, TASKS[name])
@@ -317,6 +317,6 @@ class TestFetchedGlue:
         ],
     )
     def test_splits_have_the_hub_s_names(self, name: str, split: str, expected: str) -> None:
-        from pal_dist.fetch import hub_split
+        from pal_dist.data.download import hub_split
 
         assert hub_split(TASKS[name], split) == expected

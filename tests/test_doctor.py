@@ -12,11 +12,11 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from pal_dist import run_folder
 from pal_dist.cli import main
-from pal_dist.doctor import Diagnosis, examine, host, together
-from pal_dist.doctor.findings import Finding, look
-from pal_dist.settings import resolve
+from pal_dist.commands.doctor import Diagnosis, examine, host, together
+from pal_dist.commands.doctor.findings import Finding, look
+from pal_dist.config.resolve import resolve
+from pal_dist.training import run_folder
 
 
 def examined(output_dir: Path | str, cache_dir: Path, strategy: str = "auto", trouble: str = "") -> Diagnosis:

@@ -19,16 +19,16 @@ from test_resume import fit, fit_until_killed
 from test_same_gradient import assert_same
 from test_strategies import distances
 
-import pal_dist.features
-import pal_dist.session
+import pal_dist.training.feature_cache
+import pal_dist.training.setup
 from pal_dist.cli import main
-from pal_dist.config import RunConfig
-from pal_dist.encoder import Encoder
-from pal_dist.errors import UserError
-from pal_dist.features import FeatureCorpus, damage
-from pal_dist.model import build_model
-from pal_dist.session import assemble
-from pal_dist.trainer import Trainer
+from pal_dist.config.schema import RunConfig
+from pal_dist.core.errors import UserError
+from pal_dist.models.encoder import Encoder
+from pal_dist.models.multi_task import build_model
+from pal_dist.training.feature_cache import FeatureCorpus, damage
+from pal_dist.training.setup import assemble
+from pal_dist.training.trainer import Trainer
 
 FROZEN = {"mode": "pretrain", "adapter": "none", "max_steps": 9, "learning_rate": 1e-2, "max_gradient_norm": 0.5}
 
@@ -58,7 +58,7 @@ def feature_files(folder: Path) -> set[Path]:
 
 def fit_in_float64(run: RunConfig, cache_dir: Path) -> tuple[dict[str, np.ndarray], Any]:
     """Train with a model that is in float64 from the start, features included."""
-    pal_dist.session.build_model = lambda *given: build_model(*given).double()  # type: ignore[attr-defined]
+    pal_dist.training.setup.build_model = lambda *given: build_model(*given).double()  # type: ignore[attr-defined]
     trainer = assemble(run, {}, cache_dir=cache_dir)
     assert isinstance(trainer.train[0], FeatureCorpus) == (run.train.features == "auto")
     state = trainer.fit()
@@ -221,7 +221,7 @@ def test_killed_and_resumed(cache: str, tiny_run, cold: Path, tmp_path: Path) ->
 def start_with_a_full_disk(run: RunConfig, cache_dir: Path) -> None:
     rank = int(os.environ["RANK"])
     free = 10 if rank == 0 else 1 << 40
-    pal_dist.features.shutil = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=free))  # type: ignore[assignment]
+    pal_dist.training.feature_cache.shutil = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=free))  # type: ignore[assignment]
     ready(run, cache_dir)
 
 

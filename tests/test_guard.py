@@ -12,15 +12,15 @@ import torch
 from ranks import run_ranks
 from test_same_gradient import Parameters, assert_same
 
-from pal_dist.config import UNPLANNED_TOKENS, RunConfig
-from pal_dist.engine import Engine
-from pal_dist.errors import DoesNotFitError
-from pal_dist.evaluate import predict
+from pal_dist.config.schema import UNPLANNED_TOKENS, RunConfig
+from pal_dist.core.errors import DoesNotFitError
+from pal_dist.distributed.engine import Engine
 from pal_dist.memory.devices import cpu_device
-from pal_dist.memory.guard import is_out_of_memory
 from pal_dist.memory.tracker import Tracker
-from pal_dist.session import assemble
-from pal_dist.trainer import Trainer
+from pal_dist.training.evaluate import predict
+from pal_dist.training.oom_guard import is_out_of_memory
+from pal_dist.training.setup import assemble
+from pal_dist.training.trainer import Trainer
 
 FAULTY_STEP = 2
 

@@ -102,8 +102,8 @@ def test_the_training_step_is_a_paragraph() -> None:
 
 def test_readme_names_only_what_exists() -> None:
     from pal_dist.cli import VERBS
-    from pal_dist.pages import COMPARE_OPTIONS, LAUNCH_OPTIONS, PLAN_OPTIONS
-    from pal_dist.settings import settings
+    from pal_dist.commands.help import COMPARE_OPTIONS, LAUNCH_OPTIONS, PLAN_OPTIONS
+    from pal_dist.config.resolve import settings
 
     text = (ROOT / "README.md").read_text()
     words = re.split(r"[\s`=]+", text)

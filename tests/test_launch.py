@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pal_dist.cli import main
-from pal_dist.logbook import read_entry
+from pal_dist.monitoring.status_file import read_entry
 
 ROOT = Path(__file__).parents[1]
 EXPECTED = Path(__file__).with_name("expected")

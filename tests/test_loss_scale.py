@@ -10,9 +10,9 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from pal_dist.config import RunConfig
-from pal_dist.engine.precision import LossScale
-from pal_dist.session import assemble
+from pal_dist.config.schema import RunConfig
+from pal_dist.distributed.precision import LossScale
+from pal_dist.training.setup import assemble
 
 
 def test_halved_and_doubled() -> None:

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from pal_dist.cli import VERBS
-from pal_dist.manifests import jobset, skypilot
-from pal_dist.pages import ANSWER_OPTIONS, PLAN_OPTIONS
-from pal_dist.settings import settings
+from pal_dist.commands.help import ANSWER_OPTIONS, PLAN_OPTIONS
+from pal_dist.commands.manifests import jobset, skypilot
+from pal_dist.config.resolve import settings
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 JOBSET = (LAUNCH / "kubernetes" / "jobset.yaml").read_text()

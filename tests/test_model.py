@@ -12,12 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from pal_dist.adapters import Adapter, Geometry
-from pal_dist.config import ModelConfig
-from pal_dist.convert import convert_files, convert_state_dict
-from pal_dist.errors import UserError
-from pal_dist.model import MultiTaskBert, MultiTaskBertConfig, build_model, load_model
-from pal_dist.tasks import TASKS, resolve_tasks, task_to_dict
+from pal_dist.config.schema import ModelConfig
+from pal_dist.core.errors import UserError
+from pal_dist.models.adapters import Adapter, Geometry
+from pal_dist.models.convert import convert_files, convert_state_dict
+from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig, build_model, load_model
+from pal_dist.tasks.registry import TASKS, resolve_tasks, task_to_dict
 
 TASKS_OF_THREE = ("sst", "para", "sts")
 
@@ -223,7 +223,7 @@ def test_only_chosen_layers_carry_adapters() -> None:
     ],
 )
 def test_options_that_an_encoder_cannot_have(options: dict[str, object], says: str) -> None:
-    from pal_dist.model import check_options
+    from pal_dist.models.multi_task import check_options
 
     with pytest.raises(UserError, match=says):
         check_options("tiny", tiny_config().to_dict(), ModelConfig(**options), 16)  # type: ignore[arg-type]
@@ -240,7 +240,7 @@ def test_tensor_core_preset() -> None:
 
 
 def test_one_task_file_carries_a_task_over(tmp_path: Path) -> None:
-    from pal_dist.export import export_model
+    from pal_dist.models.export import export_model
 
     model, other = MultiTaskBert(tiny_config()), MultiTaskBert(tiny_config())
     for parameter in model.parameters():
@@ -262,7 +262,7 @@ def test_one_task_file_carries_a_task_over(tmp_path: Path) -> None:
 
 
 def test_fast_dropout_has_the_right_statistics() -> None:
-    from pal_dist.attention import dropout
+    from pal_dist.models.attention import dropout
 
     values = torch.full((1000, 1003), 2.0, requires_grad=True)
     found = dropout(values, 0.1, True)
@@ -278,7 +278,7 @@ def test_fast_dropout_has_the_right_statistics() -> None:
 
 
 def test_attention_with_and_without_dropout_agree_in_expectation() -> None:
-    from pal_dist.attention import attention
+    from pal_dist.models.attention import attention
 
     q, k, v = torch.randn(3, 2, 7, 8)
     mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
@@ -290,7 +290,7 @@ def test_attention_with_and_without_dropout_agree_in_expectation() -> None:
 
 
 def test_padding_heads_for_fused_kernels_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pal_dist import attention as room
+    from pal_dist.models import attention as room
 
     q, k, v = torch.randn(3, 2, 6, 34, dtype=torch.float64)  # two heads of 17, as a PAL's
     mask = torch.ones(2, 1, 1, 6, dtype=torch.bool)

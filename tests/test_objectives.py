@@ -9,9 +9,9 @@ import sklearn.metrics
 import torch
 import torch.nn.functional as F
 
-from pal_dist import objectives
-from pal_dist.errors import UserError
-from pal_dist.objectives import Binary, Classes, Score, objective_from
+from pal_dist.core.errors import UserError
+from pal_dist.tasks import objectives
+from pal_dist.tasks.objectives import Binary, Classes, Score, objective_from
 
 RANDOM = np.random.default_rng(0)
 

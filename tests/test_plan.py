@@ -13,11 +13,11 @@ from random_runs import random_run, shape
 from ranks import in_parallel
 
 from pal_dist.cli import main
-from pal_dist.errors import DoesNotFitError, UserError
+from pal_dist.core.errors import DoesNotFitError, UserError
 from pal_dist.memory.closed_form import Levers
 from pal_dist.memory.devices import DEVICES, GIBIBYTE, device_at_hand, find_device
-from pal_dist.memory.plan import Choices, Machine, Plan, Work, candidates, cures, fastest, widest
-from pal_dist.planning import free_choices, in_flags
+from pal_dist.memory.planner import free_choices, in_flags
+from pal_dist.memory.search import Choices, Machine, Plan, Work, candidates, cures, fastest, widest
 
 THE_RUN = [
     "plan",
@@ -180,9 +180,9 @@ class TestDevices:
 def test_a_run_that_cannot_fit_is_refused_before_step_one(
     tiny_run, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pal_dist.engine import Engine
+    from pal_dist.distributed.engine import Engine
     from pal_dist.memory.devices import cpu_device
-    from pal_dist.session import assemble
+    from pal_dist.training.setup import assemble
 
     monkeypatch.setattr(Engine, "device_at_hand", lambda _: cpu_device(300_000))
     run = tiny_run()
@@ -196,9 +196,9 @@ def test_a_run_that_cannot_fit_is_refused_before_step_one(
 
 def test_a_tight_plan_is_proved_and_written_down(tiny_run, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device with little room to spare: the worst batches are run, and what they showed lies beside the run."""
-    from pal_dist.engine import Engine
+    from pal_dist.distributed.engine import Engine
     from pal_dist.memory.devices import cpu_device
-    from pal_dist.session import assemble
+    from pal_dist.training.setup import assemble
 
     monkeypatch.setattr(Engine, "device_at_hand", lambda _: cpu_device(1_400_000))
     run = tiny_run(max_steps=3, evaluate_every="3")

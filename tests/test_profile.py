@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import pal_dist.profiling
+import pal_dist.commands.memory_check
 from pal_dist.cli import main
 
 pytestmark = pytest.mark.memory
@@ -51,8 +51,8 @@ def test_measured_is_what_was_planned(profile, flags: tuple[str, ...]) -> None:
 
 def test_a_difference_has_a_code_of_its_own(profile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan is made for another optimizer than the one that runs."""
-    honest = pal_dist.profiling.build_optimizer
-    monkeypatch.setattr(pal_dist.profiling, "build_optimizer", lambda model, options, rate: honest(
+    honest = pal_dist.commands.memory_check.build_optimizer
+    monkeypatch.setattr(pal_dist.commands.memory_check, "build_optimizer", lambda model, options, rate: honest(
         model, type(options)(optimizer="adamw_8bit"), rate))  # fmt: skip
     code, said, _ = profile("--adapter_hidden", "120")
     assert code == 4

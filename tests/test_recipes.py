@@ -18,20 +18,20 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from test_run import train_and_read
 
-from pal_dist.adapters import Adapter
 from pal_dist.cli import main
-from pal_dist.config import RunConfig
-from pal_dist.errors import UserError
-from pal_dist.launching import fits, read_launch
-from pal_dist.objectives import Classes, Score
-from pal_dist.optim import learning_rate_factor
-from pal_dist.plans import Question, answer
-from pal_dist.recipes import read_recipe, recipe_names
-from pal_dist.run_state import RunState
-from pal_dist.sampling import Sampling
-from pal_dist.session import assemble, train
-from pal_dist.settings import coerce, resolve, settings
-from pal_dist.tasks import TASKS, Task
+from pal_dist.commands.launch import fits, read_launch
+from pal_dist.commands.plan import Question, answer
+from pal_dist.config.recipes import read_recipe, recipe_names
+from pal_dist.config.resolve import coerce, resolve, settings
+from pal_dist.config.schema import RunConfig
+from pal_dist.core.errors import UserError
+from pal_dist.data.sampling import Sampling
+from pal_dist.models.adapters import Adapter
+from pal_dist.optim.optimizers import learning_rate_factor
+from pal_dist.tasks.objectives import Classes, Score
+from pal_dist.tasks.registry import TASKS, Task
+from pal_dist.training.run_state import RunState
+from pal_dist.training.setup import assemble, train
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "pal_dist" / "recipes"

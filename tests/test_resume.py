@@ -14,14 +14,14 @@ from ranks import Died, run_ranks
 from test_same_gradient import Parameters
 from test_strategies import SHARED_OUT, distances
 
-import pal_dist.checkpoint
-import pal_dist.trainer
-from pal_dist.checkpoint import checkpoints, newest_whole
-from pal_dist.config import RunConfig
-from pal_dist.errors import LostError, StoppedError, UserError
-from pal_dist.session import assemble
-from pal_dist.stopping import FLAG
-from pal_dist.trainer import Trainer
+import pal_dist.training.checkpoint
+import pal_dist.training.trainer
+from pal_dist.config.schema import RunConfig
+from pal_dist.core.errors import LostError, StoppedError, UserError
+from pal_dist.training.checkpoint import checkpoints, newest_whole
+from pal_dist.training.preemption import FLAG
+from pal_dist.training.setup import assemble
+from pal_dist.training.trainer import Trainer
 
 FLAGS = {"max_steps": 9, "evaluate_every": 4, "save_every": 2, "tokens_per_micro_batch": 96, "dropout": 0.1}
 PLACES = ("step", "evaluation", "save")
@@ -52,7 +52,11 @@ def die(*_: Any, **__: Any) -> Any:
 
 def fit_until_killed(run: RunConfig, cache_dir: Path, place: str, step: int) -> Any:
     """Every rank kills itself, as a batch system would, at a place of a step."""
-    honest_step, honest_predict, honest_save = Trainer.step, pal_dist.trainer.predict, pal_dist.checkpoint.save_file
+    honest_step, honest_predict, honest_save = (
+        Trainer.step,
+        pal_dist.training.trainer.predict,
+        pal_dist.training.checkpoint.save_file,
+    )
     reached: list[int] = [0]
 
     def watched(self: Trainer, served: Any) -> Any:
@@ -68,8 +72,8 @@ def fit_until_killed(run: RunConfig, cache_dir: Path, place: str, step: int) -> 
             die()
 
     Trainer.step = watched  # type: ignore[method-assign]
-    pal_dist.checkpoint.save_file = half_a_file  # type: ignore[assignment]
-    pal_dist.trainer.predict = (  # type: ignore[assignment]
+    pal_dist.training.checkpoint.save_file = half_a_file  # type: ignore[assignment]
+    pal_dist.training.trainer.predict = (  # type: ignore[assignment]
         lambda *args, **kwargs: (
             die() if place == "evaluation" and reached[0] >= step else honest_predict(*args, **kwargs)
         )

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pal_dist.cli import main
-from pal_dist.engine.precision import choose_precision
-from pal_dist.errors import UserError
-from pal_dist.session import assemble, train
-from pal_dist.trainer import Trainer
+from pal_dist.core.errors import UserError
+from pal_dist.distributed.precision import choose_precision
+from pal_dist.training.setup import assemble, train
+from pal_dist.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -357,8 +357,8 @@ def test_two_processes_through_the_launcher(tiny_bert, small_data, cache_dir, tm
 
 def test_useful_share_on_the_real_data(shared: Path, minilm: Path, tmp_path: Path) -> None:
     """At least 95 % of the tokens that go through the model are no padding, under every sampling, over an epoch."""
-    from pal_dist.announce import planned_share
-    from pal_dist.settings import resolve
+    from pal_dist.config.resolve import resolve
+    from pal_dist.training.summary import planned_share
 
     flags = {"data_dir": str(shared / "data"), "model": str(minilm), "cache_dir": str(tmp_path), "epochs": "1",
              "output_dir": str(tmp_path / "run")}  # fmt: skip

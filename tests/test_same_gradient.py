@@ -10,12 +10,12 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from pal_dist.config import RunConfig
-from pal_dist.data import Corpus, load_corpus, load_tokenizer
-from pal_dist.model import build_model
-from pal_dist.optim import learning_rate_factor, parameter_groups
-from pal_dist.session import assemble, plan_steps
-from pal_dist.tasks import resolve_tasks
+from pal_dist.config.schema import RunConfig
+from pal_dist.data.token_cache import Corpus, load_corpus, load_tokenizer
+from pal_dist.models.multi_task import build_model
+from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
+from pal_dist.tasks.registry import resolve_tasks
+from pal_dist.training.setup import assemble, plan_steps
 
 Parameters = dict[str, np.ndarray]
 

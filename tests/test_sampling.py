@@ -7,8 +7,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from pal_dist.sampling import Sampling
-from pal_dist.settings import settings
+from pal_dist.config.resolve import settings
+from pal_dist.data.sampling import Sampling
 
 SIZES = (8544, 16000, 5500)
 

@@ -15,14 +15,14 @@ from random_runs import config_of
 from random_runs import shape as shape_of
 from test_batching import lengths_like_text
 
-from pal_dist.batching import MicroBatch, Schedule, deal, micro_batches
 from pal_dist.cli import main
+from pal_dist.data.batching import MicroBatch, Schedule, deal, micro_batches
+from pal_dist.data.sampling import Sampling
 from pal_dist.memory.closed_form import Levers
 from pal_dist.memory.devices import find_device
-from pal_dist.memory.plan import Machine, Plan, Work
 from pal_dist.memory.scaling import scaled, strong, weak
-from pal_dist.memory.speed import LINK_LATENCY, NETWORK_LATENCY, exchange_seconds
-from pal_dist.sampling import Sampling
+from pal_dist.memory.search import Machine, Plan, Work
+from pal_dist.memory.step_time import LINK_LATENCY, NETWORK_LATENCY, exchange_seconds
 
 RANKS = 512
 SIZES = (8_544, 283_003, 6_040)

@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 
-from pal_dist.config import RunConfig
-from pal_dist.errors import UserError
-from pal_dist.settings import describe, resolve, run_from_dict, settings
+from pal_dist.config.resolve import describe, resolve, run_from_dict, settings
+from pal_dist.config.schema import RunConfig
+from pal_dist.core.errors import UserError
 
 OTHER_VALUES = {
     "memory": "plan_only", "checkpoint_layers": "1", "save_every": "15m", "keep_checkpoints": "5", "strategy": "zero2",
@@ -34,7 +34,7 @@ def test_every_field_is_a_flag_with_a_docstring_and_changes_the_run() -> None:
 
 
 def test_choices_are_those_of_the_tables() -> None:
-    from pal_dist.optim import OPTIMIZERS
+    from pal_dist.optim.optimizers import OPTIMIZERS
 
     assert set(get_args(settings()["optimizer"].kind)) == OPTIMIZERS.keys()
 

@@ -25,10 +25,10 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from slurm_cluster import SCRIPTS, Cluster, Job, start_cluster, stop_cluster
 
-from pal_dist.config import RunConfig
-from pal_dist.session import train as train_here
-from pal_dist.settings import resolve
-from pal_dist.stopping import FLAG
+from pal_dist.config.resolve import resolve
+from pal_dist.config.schema import RunConfig
+from pal_dist.training.preemption import FLAG
+from pal_dist.training.setup import train as train_here
 
 pytestmark = pytest.mark.long
 SLOW = Path(__file__).with_name("slow")

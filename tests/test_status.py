@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pal_dist.cli import main
-from pal_dist.errors import DoesNotFitError, StoppedError, UserError
-from pal_dist.logbook import FILE, Entry, Logbook, read_entry
-from pal_dist.session import assemble, train
-from pal_dist.status import SILENT_SECONDS, runs_below, status_of
+from pal_dist.core.errors import DoesNotFitError, StoppedError, UserError
+from pal_dist.monitoring.status import SILENT_SECONDS, runs_below, status_of
+from pal_dist.monitoring.status_file import FILE, Entry, Logbook, read_entry
+from pal_dist.training.setup import assemble, train
 
 
 def rewrite(folder: Path, **changes: object) -> None:
@@ -83,7 +83,7 @@ def test_how_it_ended(
     def fit(_: object) -> None:
         raise error
 
-    monkeypatch.setattr("pal_dist.trainer.Trainer.fit", fit)
+    monkeypatch.setattr("pal_dist.training.trainer.Trainer.fit", fit)
     with pytest.raises(type(error)):
         train(tiny_run(), {}, cache_dir=cache_dir)
     found = status_of(tmp_path / "run")

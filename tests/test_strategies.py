@@ -13,13 +13,13 @@ from ranks import run_ranks
 from test_same_gradient import Parameters, plain_reference
 from torch.distributed.tensor import DTensor
 
-from pal_dist.config import RunConfig
+from pal_dist.config.schema import RunConfig
 from pal_dist.memory.closed_form import Levers, shape_of
 from pal_dist.memory.sharding import sharded
-from pal_dist.model import MultiTaskBert, model_config
-from pal_dist.pretrained import read_model_config
-from pal_dist.session import assemble
-from pal_dist.tasks import resolve_tasks
+from pal_dist.models.multi_task import MultiTaskBert, model_config
+from pal_dist.models.pretrained import read_model_config
+from pal_dist.tasks.registry import resolve_tasks
+from pal_dist.training.setup import assemble
 
 SHARED_OUT = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2"]
 

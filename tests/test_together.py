@@ -15,12 +15,12 @@ import pytest
 import torch
 from ranks import Died, run_ranks
 
-import pal_dist.engine.world
-from pal_dist.config import RunConfig
-from pal_dist.engine import Engine
-from pal_dist.engine.world import HUNG, LOST
-from pal_dist.errors import DoesNotFitError, LostError, UserError
-from pal_dist.session import assemble
+import pal_dist.distributed.process_group
+from pal_dist.config.schema import RunConfig
+from pal_dist.core.errors import DoesNotFitError, LostError, UserError
+from pal_dist.distributed.engine import Engine
+from pal_dist.distributed.process_group import HUNG, LOST
+from pal_dist.training.setup import assemble
 
 SECONDS = 30
 
@@ -113,7 +113,7 @@ def test_a_hang_is_named(meet) -> None:
 
 
 def watch_a_silent_rank() -> Any:
-    pal_dist.engine.world.LOST_SECONDS = 5.0
+    pal_dist.distributed.process_group.LOST_SECONDS = 5.0
     engine = Engine()
     engine.world.watch(1000)
     if engine.rank == 1:
@@ -154,7 +154,7 @@ def test_out_of_memory_where_parameters_are_shared_out(meet) -> None:
 VICTIM = """
 import os, signal
 from pal_dist.cli import main
-from pal_dist.trainer import Trainer
+from pal_dist.training.trainer import Trainer
 honest = Trainer.step
 def step(self, served):
     if self.state.step == 5 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from pal_dist.adapters.pal import ProjectedAttentionLayers
-from pal_dist.encoder import is_checkpointed
 from pal_dist.memory.trace import PAGED_FROM
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS, TEMPORARIES, WEIGHT_COPIES
+from pal_dist.models.adapters.pal import ProjectedAttentionLayers
+from pal_dist.models.encoder import is_checkpointed
 
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes: elements from which a state is kept in 8 bits; elements that share a 4-byte maximum."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pal_dist.errors import UserError
+from pal_dist.core.errors import UserError
 
 GIBIBYTE = 1 << 30
 MEBIBYTE = 1 << 20

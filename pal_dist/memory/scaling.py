@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pal_dist.memory.plan import Machine, Plan
+from pal_dist.memory.search import Machine, Plan
 
 WAITING = 1.025
 """Measured on simulated schedules of 512 ranks: the most tokens of a rank over the mean (tests/bench/scale.py)."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pal_dist.distributed.strategy import REPLICATED, Strategy, read_strategy
 from pal_dist.memory.closed_form import Estimate, Levers, Shape, optimizer_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.tracker import GRADIENTS, OPTIMIZER, PARAMETERS
-from pal_dist.strategy import REPLICATED, Strategy, read_strategy
 
 REDUCTION_BUFFER = 128 * 1024 * 1024
-"""Bytes of the buffer through which gradients are summed over ranks (engine/backend.py)."""
+"""Bytes of the buffer through which gradients are summed over ranks (distributed/replicated.py)."""
 
 COMMUNICATION = "communication"
 

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from pal_dist.attention import pretend_kernels
 from pal_dist.memory.allocator import reserved_bytes
+from pal_dist.memory.cuda_emulation import CudaEmulation
 from pal_dist.memory.devices import Device
-from pal_dist.memory.emulation import CudaEmulation
 from pal_dist.memory.tracker import (
     ACTIVATIONS,
     CATEGORIES,
@@ -34,6 +33,7 @@ from pal_dist.memory.tracker import (
     Tracker,
     peak_of,
 )
+from pal_dist.models.attention import pretend_kernels
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 

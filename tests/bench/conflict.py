@@ -19,7 +19,7 @@ from test_conflict import naive_pcgrad, trace_of
 
 from pal_dist.memory import find_device
 from pal_dist.memory.closed_form import Levers
-from pal_dist.planning import kept_apart
+from pal_dist.memory.planner import kept_apart
 
 
 def main() -> None:

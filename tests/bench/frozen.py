@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pal_dist.report import table
-from pal_dist.settings import resolve
-from pal_dist.sources import tokenize
+from pal_dist.config.resolve import resolve
+from pal_dist.monitoring.report import table
+from pal_dist.training.inputs import tokenize
 
 
 def train(flags: dict[str, str], threads: int) -> dict[str, Any]:

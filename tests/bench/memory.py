@@ -22,11 +22,11 @@ from test_closed_form import error
 from test_recorded import RECORDED, predicted_mebibytes
 from test_trace import existing, real_step
 
-from pal_dist.engine import Engine
+from pal_dist.distributed.engine import Engine
 from pal_dist.memory.closed_form import Levers
 from pal_dist.memory.devices import Device
 from pal_dist.memory.tracker import Tracker
-from pal_dist.report import table
+from pal_dist.monitoring.report import table
 
 MEBIBYTE = 1 << 20
 

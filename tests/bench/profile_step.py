@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from pal_dist.data import Batch
-from pal_dist.session import assemble
-from pal_dist.settings import resolve
-from pal_dist.trainer import Trainer
+from pal_dist.config.resolve import resolve
+from pal_dist.data.token_cache import Batch
+from pal_dist.training.setup import assemble
+from pal_dist.training.trainer import Trainer
 
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm"),

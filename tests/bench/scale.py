@@ -13,13 +13,13 @@ from statistics import median
 
 import numpy as np
 
-from pal_dist.batching import Schedule, deal, micro_batches
 from pal_dist.cli import default_cache
-from pal_dist.data import load_tokenizer
-from pal_dist.sampling import Sampling
-from pal_dist.settings import resolve
-from pal_dist.sources import load_corpora, locate
-from pal_dist.tasks import resolve_tasks
+from pal_dist.config.resolve import resolve
+from pal_dist.data.batching import Schedule, deal, micro_batches
+from pal_dist.data.sampling import Sampling
+from pal_dist.data.token_cache import load_tokenizer
+from pal_dist.tasks.registry import resolve_tasks
+from pal_dist.training.inputs import load_corpora, locate
 
 SIZES = (8_544, 283_003, 6_040)
 EACH = 32

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from plain_loop import PlainLoop
 
-from pal_dist.pretrained import find_model
-from pal_dist.session import assemble
-from pal_dist.settings import resolve
+from pal_dist.config.resolve import resolve
+from pal_dist.models.pretrained import find_model
+from pal_dist.training.setup import assemble
 
 
 def plain_turn(loop: PlainLoop, steps: Iterator[int], examples: int) -> Callable[[], int]:

@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ranks import run_ranks
 
-from pal_dist.checkpoint import checkpoints, save_checkpoint
 from pal_dist.cli import default_cache
-from pal_dist.config import RunConfig
-from pal_dist.optim import parameter_groups
-from pal_dist.report import table
-from pal_dist.session import assemble
-from pal_dist.settings import resolve
+from pal_dist.config.resolve import resolve
+from pal_dist.config.schema import RunConfig
+from pal_dist.monitoring.report import table
+from pal_dist.optim.optimizers import parameter_groups
+from pal_dist.training.checkpoint import checkpoints, save_checkpoint
+from pal_dist.training.setup import assemble
 
 NAMES = ("ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2")
 STEPS, WARM = 8, 3

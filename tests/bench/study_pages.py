@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from browser import browser
 from study import BASE, QUESTIONS
 
-from pal_dist.compare import Comparison, examine
+from pal_dist.monitoring.compare import Comparison, examine
 
 ROOT = Path(__file__).parents[2]
 TEXT, PAGES = ROOT / "docs" / "study.md", ROOT / "docs" / "study"

@@ -9,9 +9,9 @@ import argparse
 from itertools import product
 
 from pal_dist.cli import default_cache
-from pal_dist.plans import ask
-from pal_dist.report import table
-from pal_dist.settings import resolve
+from pal_dist.commands.plan import ask
+from pal_dist.config.resolve import resolve
+from pal_dist.monitoring.report import table
 
 GIBIBYTE = 1 << 30
 

@@ -6,7 +6,7 @@ Once Slurm has put the job back nothing more happens to it, and it may be quick.
 import os
 import time
 
-from pal_dist.stopping import Stop
+from pal_dist.training.preemption import Stop
 
 wish = Stop.wish
 

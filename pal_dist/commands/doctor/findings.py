@@ -1,0 +1,37 @@
+"""One thing that was looked at, and how it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pal_dist.core.errors import UserError
+
+Level = Literal["green", "yellow", "red"]
+
+LEVELS: tuple[Level, ...] = ("green", "yellow", "red")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """green: as it should be. yellow: works, with a drawback. red: a run would fail, or be wrong."""
+
+    check: str
+    level: Level
+    found: str
+    cure: str = ""
+
+
+def look(check: str, function: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """All findings of a check; one that fails is itself a finding, and the others go on."""
+    found: list[Finding] = []
+    try:
+        found.extend(function())
+    except UserError as error:
+        found.append(Finding(check, "red", str(error), "the message says it"))
+    except Exception as error:  # a doctor does not fall ill with the patient
+        found.append(
+            Finding(check, "red", f"{type(error).__name__}: {error}"[:400], "this check itself failed: report it")
+        )
+    return found

@@ -1,0 +1,98 @@
+"""The devices: what they are, the number format that will be used and why, whose memory is taken, what runs on them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import torch
+
+from pal_dist.commands.doctor.findings import Finding
+from pal_dist.distributed.precision import choose_precision
+from pal_dist.memory.devices import amount
+
+TAKEN = 0.1
+"""Share of a GPU's memory that others may hold before it is worth a word."""
+
+
+def devices(precision: str) -> Iterator[Finding]:
+    built = (
+        f"PyTorch {torch.__version__}, built for {'CUDA ' + torch.version.cuda if torch.version.cuda else 'processors'}"
+    )
+    if not torch.cuda.is_available():
+        chosen = choose_precision(precision, None)
+        driver = shutil.which("nvidia-smi")
+        if driver:
+            cure = (
+                "install a PyTorch that is built for CUDA"
+                if not torch.version.cuda
+                else "the driver is too old, or hidden"
+            )
+            yield Finding(
+                "GPU", "red", f"nvidia-smi is here, but PyTorch sees no GPU; {built}", f"{cure} (pytorch.org)"
+            )
+        else:
+            yield Finding("GPU", "yellow", f"none: {chosen.name} ({chosen.reason}) on processors; {built}",
+                          "a run on processors is many times as slow")  # fmt: skip
+        return
+    yield Finding("driver", "green", f"{_driver()}; {built}, cuDNN {torch.backends.cudnn.version()}")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        taken = total - free - torch.cuda.memory_reserved(index)
+        capability = properties.major, properties.minor
+        chosen = choose_precision(precision, capability)
+        found = (
+            f"{properties.name}, capability {properties.major}.{properties.minor}, {amount(free)} of {amount(total)} "
+            f"free; {chosen.name} ({chosen.reason})"
+        )
+        if taken > TAKEN * total:
+            cure = "somebody else computes there: nvidia-smi names them; CUDA_VISIBLE_DEVICES chooses another GPU"
+            yield Finding(f"GPU {index}", "yellow", f"{found}; {amount(taken)} taken by others", cure)
+        else:
+            yield Finding(f"GPU {index}", "green", found)
+    yield Finding("NCCL", "green", ".".join(map(str, torch.cuda.nccl.version())))
+
+
+def _driver() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "driver version unknown (no nvidia-smi)"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    said = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.split()
+    return f"driver {said[0]}" if said else "driver version unknown"
+
+
+def optimizers(device: torch.device) -> Iterator[Finding]:
+    """A real step of each 8-bit optimizer: the library loads, and its kernels are built for this device."""
+    for name, kind in {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}.items():
+        if kind.startswith("Paged") and device.type == "cpu":
+            yield Finding(name, "green", "paged memory needs a GPU; on processors it is adamw_8bit")
+            continue
+        try:
+            moved = _step(kind, device)
+        except Exception as error:  # libraries for other CUDA versions fail in many ways
+            words = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+            yield Finding(name, "yellow", words, "use --optimizer adamw, or: python -m bitsandbytes")
+            continue
+        yield Finding(name, "green" if moved else "red", f"bitsandbytes' {kind} steps on {device.type}",
+                      "" if moved else "its step changed nothing: use --optimizer adamw")  # fmt: skip
+
+
+def _step(kind: str, device: torch.device) -> bool:
+    import bitsandbytes
+
+    weight = torch.nn.Parameter(torch.ones(64, 128, device=device))  # small tensors stay in 32 bits: 4,096 and more
+    weight.grad = torch.ones_like(weight)
+    optimizer = getattr(bitsandbytes.optim, kind)([weight], lr=0.1)
+    optimizer.step()
+    return bool((weight != 1).all())
+
+
+def operations() -> Iterator[Finding]:
+    compilers = [name for name in ("g++", "nvcc", "ninja") if shutil.which(name)]
+    yield Finding(
+        "compilers",
+        "green",
+        f"none is needed: no strategy compiles an operation ({', '.join(compilers) or 'none'} here)",
+    )

@@ -1,0 +1,144 @@
+"""The config's fields as flags: read from text or yaml, with the nearest name for a wrong one.
+
+A value comes from the defaults in `config`, then a recipe, a config file, the command line; the last one wins, and
+`resolve` remembers where each came from.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pal_dist.config.recipes import flat, read_recipe, read_settings
+from pal_dist.config.schema import RunConfig
+from pal_dist.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of the tree as a flag."""
+
+    section: str
+    name: str
+    kind: Any
+    default: Any
+    help: str
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """Every flag by name, with its type, default and docstring, read from the classes above."""
+    found: dict[str, Setting] = {}
+    for section in fields(RunConfig):
+        cls = get_type_hints(RunConfig)[section.name]
+        hints, documents = get_type_hints(cls), _field_docstrings(cls)
+        for entry in fields(cls):
+            assert entry.name not in found, f"two sections have a field {entry.name}"
+            found[entry.name] = Setting(
+                section.name, entry.name, hints[entry.name], entry.default, documents[entry.name]
+            )
+    return found
+
+
+def _field_docstrings(cls: type) -> dict[str, str]:
+    """The string under each field, which Python itself drops: read from the source."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    documents: dict[str, str] = {}
+    for entry, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
+            assert isinstance(following, ast.Expr), f"{entry.target.id} has no docstring"
+            assert isinstance(following.value, ast.Constant), f"{entry.target.id} has no docstring"
+            documents[entry.target.id] = " ".join(str(following.value.value).split())
+    return documents
+
+
+def describe(kind: Any) -> str:
+    """A type as a person reads it: `whole number`, `a|b`, `number or none`."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in get_args(kind))
+    if get_origin(kind) is tuple:
+        return describe(get_args(kind)[0]) + ",..."
+    return {int: "whole number", float: "number", str: "text", bool: "true|false", type(None): "none"}[kind]
+
+
+def coerce(value: Any, kind: Any) -> Any:
+    """A value from the command line (text) or a yaml (already typed) as the field's type. Raises ValueError."""
+    if get_origin(kind) in (Union, types.UnionType):
+        options = get_args(kind)
+        if type(None) in options and (value is None or str(value).lower() in ("none", "null")):
+            return None
+        return coerce(value, next(option for option in options if option is not type(None)))
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+    elif get_origin(kind) is tuple:
+        parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+        return tuple(coerce(part, get_args(kind)[0]) for part in (str(part).strip() for part in parts) if part)
+    elif kind is str:
+        return str(value)
+    elif kind is bool:
+        if str(value).lower() in ("true", "false"):
+            return str(value).lower() == "true"
+    elif not isinstance(value, bool):  # int and float; True is no number here
+        number = float(value)
+        if kind is float:
+            return number
+        if number.is_integer():
+            return int(number)
+    raise ValueError
+
+
+def from_command_line(flags: Mapping[str, Any]) -> tuple[RunConfig, dict[str, str]]:
+    """`resolve` with --recipe and --config among the flags."""
+    own = {name: value for name, value in flags.items() if name not in ("recipe", "config")}
+    return resolve(own, flags.get("config"), flags.get("recipe"))
+
+
+def resolve(
+    flags: Mapping[str, Any], file: str | None = None, recipe: str | None = None
+) -> tuple[RunConfig, dict[str, str]]:
+    """Defaults < recipe < config file < flags -> the run and, for each field, where its value came from.
+
+    A config file is a yaml of field names, flat or grouped by section. Raises UserError with every problem at once.
+    """
+    values: dict[str, Any] = {name: setting.default for name, setting in settings().items()}
+    origins = dict.fromkeys(values, "default")
+    problems: list[str] = []
+    layers = [(f"recipe {recipe}", read_recipe(recipe).settings)] if recipe else []
+    layers += [(f"file {file}", flat(read_settings(Path(file), f"--config {file}")))] if file else []
+    for origin, layer in [*layers, ("command line", dict(flags))]:
+        for name, given in layer.items():
+            if name not in values:
+                near = difflib.get_close_matches(name, values, n=1)
+                hint = f"did you mean --{near[0]}?" if near else "`pal-dist train --help` lists all"
+                problems.append(f"unknown setting --{name} ({origin}): {hint}")
+                continue
+            kind = settings()[name].kind
+            try:
+                values[name] = coerce(given, kind)
+                origins[name] = origin
+            except (ValueError, TypeError):
+                problems.append(f"--{name} takes {describe(kind)}; found {given!r} ({origin})")
+    if problems:
+        raise UserError("\n".join(problems))
+    sections: dict[str, dict[str, Any]] = {}
+    for name, setting in settings().items():
+        sections.setdefault(setting.section, {})[name] = values[name]
+    hints = get_type_hints(RunConfig)
+    return RunConfig(**{section: hints[section](**entries) for section, entries in sections.items()}), origins
+
+
+def run_from_dict(sections: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """The inverse of `RunConfig.to_dict`, as written beside a run."""
+    flags = {name: value for section in sections.values() for name, value in section.items()}
+    return resolve(flags)[0]

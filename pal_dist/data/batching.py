@@ -1,0 +1,259 @@
+"""From lengths to micro-batches: every optimizer step's examples, cut by a token budget, evenly over the ranks.
+
+Pure functions of (seed, step, lengths): the examples of a step depend neither on the token budget nor on the number of
+ranks, so neither changes the gradient. No torch here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pal_dist.data.sampling import Sampling
+
+Rows = NDArray[np.int64]
+"""Positions of examples in their task's corpus, shape (examples,)."""
+
+MICRO_BATCH_COST = 96
+"""Fixed cost of one more forward and backward pass, in tokens: what an extra cut must save in padding to pay.
+Measured for MiniLM on a CPU (tests/bench/profile_step.py); for GPUs the plan estimates it. It only steers speed."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank runs through the model at once."""
+
+    task: int
+    rows: Rows
+    filler: bool = False
+    """True: a repeated example with weight zero, so that every rank runs the same number of micro-batches."""
+
+
+def pass_order(lengths: NDArray[np.int32], *, block: int, window: int, seed: tuple[int, ...]) -> Rows:
+    """Order of one pass over a task: shuffled, sorted by length within windows of `window` blocks, blocks shuffled.
+
+    Every example appears once. Within a block lengths are alike, so batches carry little padding; which block comes
+    when stays random. Only the last block of a pass may be shorter than `block`.
+    """
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(lengths))
+    pieces: list[Rows] = []
+    for start in range(0, len(order), window * block):
+        rows = order[start : start + window * block]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]  # stable: equal lengths keep their random order
+        short = len(rows) % block
+        # The short block's place among the lengths is random too: always cutting it off the end would give the
+        # longest texts a smaller step, and so a larger weight, in every pass.
+        offset = block * int(random.integers(len(rows) // block + 1)) if short else 0
+        blocks = np.split(np.concatenate([rows[:offset], rows[offset + short :]]), len(rows) // block or 1)
+        pieces += [blocks[index] for index in random.permutation(len(blocks)) if len(blocks[index])]
+        pieces += [rows[offset : offset + short]] if short else []
+    return np.concatenate(pieces)
+
+
+class Schedule:
+    """The examples that each optimizer step serves.
+
+    A task's corpus is passed over again and again, reshuffled each time. A step never reaches over the end of a pass
+    (its last serving may be smaller), so no example appears twice in one step.
+    """
+
+    def __init__(self, sampling: Sampling, lengths: list[NDArray[np.int32]], *, window: int = 64):
+        self.sampling, self.lengths, self.window = sampling, lengths, window
+        self._order = lru_cache(maxsize=2 * len(lengths))(self._pass_order)
+
+    def _pass_order(self, task: int, number: int, block: int) -> Rows:
+        seed = (self.sampling.seed, task, number)
+        return pass_order(self.lengths[task], block=block, window=self.window, seed=seed)
+
+    def steps(self, start: int, stop: int) -> Iterator[list[tuple[int, Rows]]]:
+        """(task, rows) of each step in [start, stop). Earlier steps are replayed as arithmetic only."""
+        size = self.sampling.sizes
+        passes, places, blocks = [0] * len(size), [0] * len(size), [self.sampling.batch_size] * len(size)
+        for step in range(stop):
+            served: list[tuple[int, Rows]] = []
+            for task, count in enumerate(self.sampling.counts(step).tolist()):
+                if not count:
+                    continue
+                if places[task] == 0 and self.sampling.kind != "random":
+                    blocks[task] = count  # so that blocks and servings coincide throughout the pass
+                first, last = places[task], min(places[task] + count, size[task])
+                if step >= start:
+                    served.append((task, self._order(task, passes[task], blocks[task])[first:last]))
+                places[task] = last % size[task]
+                passes[task] += last == size[task]
+            if step >= start:
+                yield served
+
+
+def cut(
+    lengths: NDArray[np.int32], *, budget: int, ranks: int = 1, multiple: int = 1, cost: int = MICRO_BATCH_COST,
+    loads: NDArray[np.int64] | None = None,
+) -> list[list[Rows]]:  # fmt: skip
+    """Cut examples into micro-batches: result[micro_step][rank] are positions in `lengths` (empty: a filler's place).
+
+    A micro-batch holds neighbours in length, at most `budget` tokens of them, padding to `multiple` included (a longer
+    example stands alone). One rank gets the cheapest of all such cuts: padded tokens plus `cost` each. Several ranks
+    get the same number of micro-batches each, of nearly one size; that number is what costs the slowest rank least.
+
+    Args:
+        loads: what each rank has from earlier tasks of the step, shape (ranks,), in tokens with padding plus tokens
+            without; it is added to. Larger micro-batches go to ranks that have less.
+    """
+    order, padded = _longest_first(lengths, multiple)
+    sizes = padded.tolist()
+    firsts = _cheapest(sizes, budget, cost) if ranks == 1 else _even(sizes, budget, ranks, cost)
+    pieces = [order[first:last] for first, last in pairwise([*firsts, len(order)])]
+    useful = np.add.reduceat(lengths[order], firsts, dtype=np.int64)
+    weights = np.diff([*firsts, len(order)]) * padded[firsts] + useful
+    loads = np.zeros(ranks, dtype=np.int64) if loads is None else loads
+    heaviest = np.argsort(-weights, kind="stable")
+    steps: list[list[Rows]] = []
+    for start in range(0, len(pieces), ranks):
+        dealt = heaviest[start : start + ranks]
+        takers = np.argsort(loads, kind="stable")[: len(dealt)]
+        loads[takers] += weights[dealt]
+        hands = [order[:0]] * ranks
+        for rank, piece in zip(takers.tolist(), dealt.tolist(), strict=True):
+            hands[rank] = pieces[piece]
+        steps.append(hands)
+    return steps
+
+
+def _cheapest(sizes: list[int], budget: int, cost: int) -> list[int]:
+    """First positions of the pieces that cost least. `sizes` are padded lengths, the longest first."""
+    padded, count = np.asarray(sizes), len(sizes)
+    least = np.zeros(count + 1)  # least cost of everything from a position on; the longest of a piece stands first
+    after = np.zeros(count, dtype=np.int64)
+    for first in range(count - 1, -1, -1):
+        ends = np.arange(first + 1, min(first + max(1, budget // sizes[first]), count) + 1)
+        costs = (ends - first) * padded[first] + cost + least[ends]
+        best = int(costs.argmin())
+        least[first], after[first] = costs[best], ends[best]
+    firsts = [0]
+    while (following := int(after[firsts[-1]])) < count:
+        firsts.append(following)
+    return firsts
+
+
+def _even(sizes: list[int], budget: int, ranks: int, cost: int) -> list[int]:
+    """First positions of the same number of pieces for each rank, none of which waits long for another.
+
+    For every number that may pay, the largest piece is made as small as can be; what the last one falls short of it is
+    then shared by all. Every rank does this in every step: trying every end of every piece, as for one rank, would take
+    longer than the step where ranks are many.
+    """
+    count, tokens = len(sizes), sum(sizes)
+    best: tuple[float, int, int] | None = None
+    each = max(1, tokens // (ranks * budget))
+    while best is None or (each * ranks < count + ranks and tokens / ranks + each * cost < best[0]):
+        low, high = min(budget, -(-tokens // (each * ranks))), budget
+        if _filled(sizes, high, each * ranks):
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if _filled(sizes, middle, each * ranks) else (middle + 1, high)
+            found = each * (max(high, sizes[0]) + cost), high, each * ranks
+            best = found if best is None else min(best, found)
+        each += 1
+    _, largest, pieces = best
+    return _levelled(sizes, _filled(sizes, largest, pieces), largest, min(pieces, count))
+
+
+def _filled(sizes: list[int], largest: int, most: int) -> list[int]:
+    """First positions of pieces filled up to `largest` tokens one by one; empty where `most` are not enough."""
+    firsts, at, count = [0], 0, len(sizes)
+    while (at := at + (largest // sizes[at] or 1)) < count:
+        firsts.append(at)
+        if len(firsts) > most:
+            return []
+    return firsts
+
+
+def _levelled(sizes: list[int], firsts: list[int], largest: int, pieces: int) -> list[int]:
+    """The same examples in exactly so many `pieces`, of nearly the mean size, none above `largest`.
+
+    From the shortest examples on, where one more or less is little: pieces begin earlier than before, never later, so
+    what is left for those before them fits.
+    """
+    count = len(sizes)
+    firsts = firsts + [count] * (pieces - len(firsts))
+    filled = sum((last - first) * sizes[first] for first, last in pairwise([*firsts, count]) if last > first)
+    before = np.cumsum([0, *sizes]) * (filled / sum(sizes))  # tokens before a position, padding within pieces included
+    last = count
+    for piece in range(pieces - 1, 0, -1):
+        target = float(before[last]) / (piece + 1)
+        # Sizes of a piece of 1, 2, ... examples that ends here: they rise in both factors.
+        most = min(last - piece, int(2 * target / sizes[last - 1]) + 2)
+        rows = bisect_right(range(1, most), target, key=lambda rows: rows * sizes[last - rows]) or 1
+        size, larger = rows * sizes[last - rows], (rows + 1) * sizes[last - rows - 1]
+        if rows < most and larger <= largest and larger - target < target - size:
+            rows += 1
+        last = firsts[piece] = min(last - rows, firsts[piece])
+    return firsts
+
+
+def _longest_first(lengths: NDArray[np.int32], multiple: int) -> tuple[Rows, NDArray[np.int64]]:
+    """Positions by falling padded length, and those lengths. Among equals long and short alternate: every run of
+    neighbours then holds about as much text."""
+    padded = -(-lengths.astype(np.int64) // multiple) * multiple
+    order = np.argsort(-lengths, kind="stable")
+    ends = [0, *(np.flatnonzero(np.diff(padded[order])) + 1).tolist(), len(order)]
+    for first, last in pairwise(ends) if multiple > 1 else ():
+        order[first:last] = order[first:last][_alternating(last - first)]
+    return order, padded[order]
+
+
+@lru_cache(maxsize=1024)
+def _alternating(count: int) -> NDArray[np.int64]:
+    """A permutation of which every run is spread evenly: steps of the golden section around `count` places."""
+    step = next(step for step in range(max(1, round(0.618 * count)), 2 * count + 1) if gcd(step, count) == 1)
+    return np.arange(count) * step % count
+
+
+def deal(
+    served: list[tuple[int, Rows]], lengths: list[NDArray[np.int32]], *, budget: int, ranks: int, multiple: int,
+    cost: int = MICRO_BATCH_COST,
+) -> Iterator[tuple[int, Rows, list[Rows]]]:  # fmt: skip
+    """(task, its rows, each rank's positions in them) of every micro-step, tasks in the order in which they are served.
+
+    Every rank works this out for all ranks, since what it gets depends on what the others have; nothing but lengths is
+    looked at.
+    """
+    loads = np.zeros(ranks, dtype=np.int64)
+    for task, rows in served:
+        for hands in cut(lengths[task][rows], budget=budget, ranks=ranks, multiple=multiple, cost=cost, loads=loads):
+            yield task, rows, hands
+
+
+def micro_batches(
+    served: list[tuple[int, Rows]], lengths: list[NDArray[np.int32]], *, budget: int, rank: int, ranks: int,
+    multiple: int, cost: int = MICRO_BATCH_COST,
+) -> list[MicroBatch]:  # fmt: skip
+    """This rank's micro-batches of one step: the same number, tasks in the same order, on every rank."""
+    steps = deal(served, lengths, budget=budget, ranks=ranks, multiple=multiple, cost=cost)
+    return [_micro_batch(task, rows, hands[rank], lengths[task]) for task, rows, hands in steps]
+
+
+def _micro_batch(task: int, rows: Rows, places: Rows, lengths: NDArray[np.int32]) -> MicroBatch:
+    if len(places):
+        return MicroBatch(task, rows[places])
+    return MicroBatch(task, rows[[lengths[rows].argmin()]], filler=True)  # the least that can keep a rank in step
+
+
+def evaluation_batches(lengths: NDArray[np.int32], *, budget: int, rank: int, ranks: int, multiple: int) -> list[Rows]:
+    """This rank's share of a whole split, longest first, each batch within the budget.
+
+    Ranks may get one batch more or less than others: evaluation meets the other ranks only once, at its end.
+    """
+    order, padded = _longest_first(lengths, multiple)
+    firsts = [0]
+    while (following := firsts[-1] + max(1, budget // int(padded[firsts[-1]]))) < len(padded):
+        firsts.append(following)
+    return np.split(order, firsts[1:])[rank::ranks]

@@ -1,0 +1,262 @@
+"""Devices, precision and ranks: the only rooms that know Accelerate, DeepSpeed and torch.distributed.
+
+Micro-steps are local: no collective runs in forward or backward. Once per optimizer step the gradients are summed over
+the ranks. So any mix of tasks gives the same gradient as one process with one big batch, and nothing waits for a rank
+that is still computing. (Strategies that share out parameters gather them layer by layer; there micro-steps do wait.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pal_dist.core.errors import UserError
+from pal_dist.data.token_cache import Batch
+from pal_dist.distributed.precision import LossScale, choose_precision
+from pal_dist.distributed.process_group import World
+from pal_dist.distributed.replicated import Backend, Moments
+from pal_dist.distributed.strategy import choose_strategy
+from pal_dist.distributed.task_gradients import TaskGradients
+from pal_dist.memory.devices import Device, cpu_device, device_at_hand
+from pal_dist.optim.gradient_surgery import Resolver
+
+
+class Engine:
+    """One rank's hands: puts things on its device, runs them in the run's precision, meets the other ranks."""
+
+    def __init__(self, *, precision: str = "auto", strategy: str = "auto"):
+        prepare_environment()
+        self.strategy = choose_strategy(strategy, os.environ)
+        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):  # ours to do: see zero.py
+            os.environ.pop(name, None)
+        self.world = World()
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        # Accelerate keeps one state a process; a notebook that trains again may want another precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+        self.precision = choose_precision(precision, capability)
+        mixed = {"fp32": "no"}.get(self.precision.name, self.precision.name)
+        self.accelerator = Accelerator(mixed_precision=mixed, gradient_accumulation_steps=1)
+        self.device: torch.device = self.accelerator.device
+        self.rank, self.ranks = self.world.rank, self.world.ranks
+        if self.accelerator.num_processes != self.ranks:
+            raise UserError(
+                f"the launcher started {self.ranks} processes, but Accelerate sees {self.accelerator.num_processes}; "
+                f"start with: accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 2 ..."
+            )
+        self.is_main = self.rank == 0
+        self.scale = LossScale() if self.precision.name == "fp16" else None
+        self.apart: TaskGradients | None = None
+        """Where each task's gradient is kept apart from the others'; None: they are summed as they come."""
+        self.lock: Any = None
+        """Held on the run's folder by rank 0 until `release`."""
+        self.multiple = 8 if self.device.type == "cuda" else 1
+        """Sequence lengths are padded to a multiple of this: fused attention kernels want aligned masks."""
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take the model (already on the device) and its optimizer in hand. Ranks start from rank 0's parameters."""
+        self.model = model
+        self.backend = self._backend(model, optimizer)
+        self.backend.start()
+
+    def keep_tasks_apart(self, tasks: int) -> None:
+        """From now on each task's gradient of the shared encoder is kept apart until `resolve`."""
+        shared = [parameter for name, parameter in self.backend.names.items() if name.startswith("bert.")]
+        self.apart = TaskGradients(shared, tasks, ranks=self.ranks)
+
+    def resolve(self, resolver: Resolver, step: int) -> None:
+        """Make one gradient of the tasks', weighted as the resolver says. Every rank must call it."""
+        assert self.apart is not None, "keep_tasks_apart comes first"
+        self.apart.merge(resolver.weights(self.apart.gram(), step))
+
+    def _backend(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Backend:
+        parts = model, optimizer, self.world, self.scale
+        if self.strategy.kind == "replicated":
+            return Backend(*parts)
+        if self.ranks == 1:
+            self.world.alone()
+        if self.strategy.kind == "zero":
+            from pal_dist.distributed.zero import Zero
+
+            return Zero(*parts, strategy=self.strategy)
+        from pal_dist.distributed.fsdp2 import FullySharded
+
+        return FullySharded(*parts)
+
+    @property
+    def optimizer(self) -> Any:
+        return self.backend.optimizer
+
+    @property
+    def micro_steps_are_local(self) -> bool:
+        """No rank waits for another in forward or backward, so a step that fails on one can be dropped by all."""
+        return self.ranks == 1 or not self.strategy.shares_parameters
+
+    def padded(self, length: int) -> int:
+        """The length to which a sequence of this length is padded here."""
+        return -(-length // self.multiple) * self.multiple
+
+    def place(self, batch: Batch) -> Batch:
+        """The batch on this rank's device; the copy does not wait."""
+        if self.device.type == "cpu":
+            return batch
+        moved = [
+            part.pin_memory().to(self.device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch
+        ]
+        return Batch(*moved)  # type: ignore[arg-type]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """logits_BC in float32 (or the model's own wider type) of a placed batch."""
+        return self.run(self.model, batch)
+
+    def run(self, function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+        """The function of a placed batch in the run's precision; its result in float32, or its own wider type."""
+        with self.accelerator.autocast():
+            found = function(batch)
+        return found if found.dtype == torch.float64 else found.float()
+
+    def backward(self, loss_sum: Tensor, count: int, *, last: bool = True, task: int | None = None) -> None:
+        """Add d(loss_sum / count) to this rank's gradients.
+
+        Args:
+            count: the step's examples over all ranks.
+            last: no other micro-batch of the step follows.
+            task: no other micro-batch of this task follows in the step; None: one does, or nobody asks.
+        """
+        if self.apart is None:
+            self.backend.backward(loss_sum / count, last=last)
+            return
+        self.backend.backward(loss_sum / count, last=task is not None)
+        if task is not None:
+            self.apart.set_aside(task, last=last)
+
+    def advance(self, progress: float) -> None:
+        """The share of the run's steps that are done, for adapters that grow."""
+        adapters: Iterable[Any] = self.model.get_submodule("adapters").children()
+        for adapter in adapters:
+            adapter.advance(progress)
+
+    def checkpoint_layers(self, every: int) -> None:
+        """Compute every `every`-th encoder layer again in backward instead of keeping it; 0: none."""
+        setattr(self.model, "checkpoint_layers", every)  # noqa: B010 (a property that nn.Module's type does not know)
+
+    def vote(self, flag: int) -> int:
+        """The highest flag of all ranks, on every rank. No device takes part."""
+        return self.world.vote(flag)
+
+    def drop_step(self) -> None:
+        """Forget what a step that failed has left: gradients and cached memory."""
+        self.backend.drop()
+        if self.apart is not None:
+            self.apart.drop()
+        self.free_caches()
+
+    def free_caches(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def step(self, *, rate: float, max_norm: float) -> Tensor:
+        """Reduce, clip, update with this learning rate, and clear. Returns the gradient norm before clipping."""
+        return self.backend.step(rate=rate, max_norm=max_norm)
+
+    def state(self) -> Iterator[tuple[str, Tensor, Moments]]:
+        """(name, whole value, optimizer's state) of each trained parameter; all ranks go through all of them."""
+        return self.backend.state()
+
+    def values(self) -> Mapping[str, Tensor]:
+        """The model's whole state, as for saving. Every rank must call it."""
+        return self.backend.values()
+
+    def gather(self, item: Any) -> list[Any]:
+        """Every rank's item, in rank order, on every rank."""
+        return self.world.gather(item)
+
+    def wait(self) -> None:
+        self.world.vote(0)
+
+    def device_at_hand(self) -> Device:
+        """This rank's device as the planner sees it: its free memory is what other processes leave."""
+        if self.device.type == "cpu":
+            import psutil
+
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            return cpu_device(int(psutil.virtual_memory().available) // local)
+        properties = torch.cuda.get_device_properties(self.device)
+        free, total = torch.cuda.mem_get_info(self.device)
+        taken = total - free - torch.cuda.memory_reserved(self.device)
+        return device_at_hand(properties.name, total, (properties.major, properties.minor), taken=taken)
+
+    def memory(self) -> int:
+        """Bytes in use: the highest so far on a GPU, this process's resident memory on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+
+    def reserved_memory(self) -> int:
+        """Highest bytes taken from the device so far; on a CPU the same as `memory`."""
+        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else self.memory()
+
+    def reset_memory(self) -> None:
+        """Let the highest figures begin anew."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def seed(self, *numbers: int) -> None:
+        """Random numbers are from now on a function of these numbers and the rank: dropout of a step does not depend
+        on what ran before it, so a step that is resumed or run again needs no remembered state."""
+        words = np.random.SeedSequence([*numbers, self.rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+    def scaler_state(self) -> dict[str, Any]:
+        """State of fp16's loss scaling; empty in other precisions."""
+        return {} if self.scale is None else self.scale.state_dict()
+
+    def set_scaler_state(self, state: dict[str, Any]) -> None:
+        if state and self.scale is not None:
+            self.scale.load_state_dict(state)
+
+    def release(self) -> None:
+        """Let go of the run's folder."""
+        if self.lock is not None:
+            self.lock.release()
+
+    def close(self) -> None:
+        """Leave the other ranks."""
+        self.release()
+        self.world.leave()
+
+
+def prepare_environment() -> None:
+    """What libraries read when they are first imported or used; to be called before that."""
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # without it, processes of a CPU launch each believe they are alone
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it guessed
+        keep_freed_memory()
+    # Read when CUDA is first used: cached blocks of one size can then serve batches of another.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks for the next allocation; does nothing with another C library.
+
+    By default it hands large blocks back to the kernel, which clears them page by page when they are wanted again a
+    millisecond later. Keeping them made training on CFIMDB (256 tokens) 1.8 times as fast (BENCHMARKS.md).
+    """
+    trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(trim_threshold, largest)
+        libc.mallopt(mmap_threshold, largest)

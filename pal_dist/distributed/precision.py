@@ -1,0 +1,66 @@
+"""The number format of matrix products, chosen by what the device is good at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pal_dist.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format of the model's matrix products; parameters and their gradients stay in float32."""
+
+    name: str
+    reason: str
+
+
+def choose_precision(asked: str, capability: tuple[int, int] | None) -> Precision:
+    """The precision for a GPU of this compute capability (None: a CPU). Raises UserError where it cannot be right."""
+    if asked == "fp16" and capability is None:
+        raise UserError("--precision fp16 needs a GPU (on a CPU it would silently be fp32); use auto, fp32 or bf16")
+    if asked == "bf16" and capability is not None and capability < (8, 0):
+        major, minor = capability
+        raise UserError(
+            f"--precision bf16: this GPU has capability {major}.{minor} and only emulates bf16, four times slower than "
+            f"fp16; use auto or fp16"
+        )
+    if asked != "auto":
+        return Precision(asked, "asked for")
+    if capability is None:
+        return Precision("fp32", "no GPU")
+    named = f"GPU capability {capability[0]}.{capability[1]}"
+    if capability < (8, 0):
+        return Precision("fp16", f"{named}: below 8.0 bf16 is only emulated")
+    return Precision("bf16", f"{named}: bf16 needs no loss scaling")
+
+
+class LossScale:
+    """fp16's dynamic loss scale (Micikevicius et al. 2018, section 3.2): halved when a gradient overflows, doubled
+    after `patience` steps without. The same on all ranks, for all strategies."""
+
+    def __init__(self, scale: float = 65536.0, *, patience: int = 2000):
+        self.scale, self.patience, self.fine = scale, patience, 0
+
+    def unscale(self, gradients: list[Tensor]) -> bool:
+        """Divide the gradients by the scale, in place; whether one of them is not finite. Waits for the device."""
+        found = torch.zeros((), device=gradients[0].device)
+        inverse = torch.full((), 1.0 / self.scale, device=gradients[0].device)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, inverse)
+        return bool(found.item())
+
+    def update(self, overflow: bool) -> None:
+        self.fine = 0 if overflow else self.fine + 1
+        if overflow:
+            self.scale /= 2
+        elif self.fine == self.patience:
+            self.scale, self.fine = self.scale * 2, 0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"scale": self.scale, "fine": self.fine}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.scale, self.fine = state["scale"], int(state["fine"])

@@ -1,0 +1,115 @@
+"""What a way of spreading a model over processes has to be able to do, and the way where every process holds all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, distributed, nn
+
+from pal_dist.distributed.precision import LossScale
+from pal_dist.distributed.process_group import World
+
+BUCKET_ELEMENTS = 32 * 1024 * 1024
+"""Gradient elements summed over the ranks in one collective: large enough to be limited by bandwidth alone."""
+
+Moments = dict[str, Tensor | float]
+"""An optimizer's state of one parameter, each entry whole."""
+
+
+class Backend:
+    """Every process holds parameters, gradients and optimizer state; gradients are summed once per optimizer step.
+
+    Micro-steps are local: no collective runs in forward or backward. So any mix of tasks gives the gradient of one
+    process with one big batch, and a parameter that no served task uses keeps no gradient, on every rank.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, scale: LossScale | None):
+        self.model, self.optimizer, self.world, self.scale = model, optimizer, world, scale
+        self.names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.trained = list(self.names.values())
+        self.buffer = torch.empty(0)
+
+    def start(self) -> None:
+        """Ranks begin with rank 0's parameters."""
+        if self.world.ranks > 1:
+            everything = [parameter.data for parameter in self.model.parameters()]
+            largest = max(sum(part.numel() for part in bucket) for bucket in _buckets(everything))
+            # Allocated once, so that no rank can run out of memory while the others wait for it in a collective.
+            self.buffer = torch.empty(largest, dtype=everything[0].dtype, device=everything[0].device)
+            self._through_buffer(everything, partial(distributed.broadcast, src=0))
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a micro-batch's gradients to this rank's; `last`: none follows in this step."""
+        (loss if self.scale is None else loss * self.scale.scale).backward()
+
+    def step(self, *, rate: float, max_norm: float) -> Tensor:
+        """Sum over the ranks, clip, update with this learning rate, and clear. Returns the norm before clipping."""
+        self.reduce()
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        overflow = self.scale is not None and self.scale.unscale(gradients)
+        norm = nn.utils.clip_grad_norm_(self.trained, max_norm or float("inf"))
+        self._update(rate, overflow)
+        return norm
+
+    def _update(self, rate: float, overflow: bool) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if not overflow:
+            self.optimizer.step()
+        if self.scale is not None:
+            self.scale.update(overflow)
+        self.drop()
+
+    def reduce(self) -> None:
+        """Sum the gradients over the ranks. Which parameters have one is the same everywhere, by construction."""
+        if self.world.ranks > 1:
+            gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+            self._through_buffer(gradients, distributed.all_reduce)
+
+    def drop(self) -> None:
+        """Forget the gradients. None, not zero: AdamW then leaves tasks that are not served alone."""
+        for parameter in self.trained:
+            parameter.grad = None
+
+    def state(self) -> Iterator[tuple[str, Tensor, Moments]]:
+        """(name, whole value, optimizer's state) of each trained parameter. Every rank must go through all of them."""
+        for name, parameter in self.names.items():
+            yield name, parameter.data, dict(self.optimizer.state.get(parameter, {}))
+
+    def load(self, name: str, moments: Moments) -> None:
+        """Put a parameter's optimizer state in place (its value was there before `start`)."""
+        parameter = self.names[name]
+        for key, value in moments.items():
+            kept = value.to(parameter.device) if isinstance(value, Tensor) else value
+            self.optimizer.state[parameter][key] = kept
+
+    def values(self) -> Mapping[str, Tensor]:
+        """The model's whole state, as for saving. Every rank must call it."""
+        return self.model.state_dict()
+
+    def _through_buffer(self, tensors: list[Tensor], collective: Callable[[Tensor], object]) -> None:
+        """Run a collective over many tensors in few large pieces."""
+        for bucket in _buckets(tensors):
+            flat = self.buffer[: sum(part.numel() for part in bucket)]
+            split = flat.split([part.numel() for part in bucket])
+            pieces = [piece.view_as(part) for piece, part in zip(split, bucket, strict=True)]
+            torch._foreach_copy_(pieces, bucket)
+            try:
+                collective(flat)
+            except torch.OutOfMemoryError:  # the library's own buffers: the others are waiting, so once more
+                torch.cuda.empty_cache()
+                collective(flat)
+            torch._foreach_copy_(bucket, pieces)
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(part.numel() for part in bucket) + tensor.numel() > BUCKET_ELEMENTS:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

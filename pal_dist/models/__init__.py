@@ -1,0 +1,1 @@
+"""Encoders, adapters, the multi-task model; pretrained weights in, finished models out."""

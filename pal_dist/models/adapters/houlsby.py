@@ -1,0 +1,65 @@
+"""Bottlenecks inside the layers (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751) and what was made of them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pal_dist.models.adapters.base import Adapter, Bottlenecks, Geometry
+from pal_dist.models.adapters.pal import ProjectedAttentionLayers
+
+
+class Houlsby(Adapter, kind="houlsby"):
+    """x + up(gelu(down(x))) after the attention and after the feed-forward block, before each is added (figure 2)."""
+
+    width = 50
+
+    def __init__(self, geometry: Geometry):
+        super().__init__(geometry)
+        self.attended, self.fed = (Bottlenecks(geometry, geometry.hidden) for _ in range(2))
+
+    def after_attention(self, layer: int, output_BQD: Tensor) -> Tensor:
+        return self.attended.added(layer, output_BQD)
+
+    def after_feed_forward(self, layer: int, output_BQD: Tensor) -> Tensor:
+        return self.fed.added(layer, output_BQD)
+
+    def kept(self, *, copies: bool) -> int:
+        return self.attended.kept(copies=copies, alone=True) + self.fed.kept(copies=copies, alone=True)
+
+
+class HoulsbyParallel(Houlsby, kind="houlsby_parallel"):
+    """As the PAL authors compared it (Bert-n-Pals, modeling.py:273, 371): the second bottleneck reads what the
+    feed-forward block reads, and so stands beside it and not behind it."""
+
+    def residual(
+        self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
+    ) -> Tensor | None:
+        return self.fed.of(layer, attended_BQD)
+
+    def after_feed_forward(self, layer: int, output_BQD: Tensor) -> Tensor:
+        return output_BQD
+
+    def kept(self, *, copies: bool) -> int:
+        return self.attended.kept(copies=copies, alone=True) + self.fed.kept(copies=copies)
+
+
+class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
+    """A bottleneck after the attention, and a PAL beside the feed-forward block, which reads what that block reads."""
+
+    width = 156
+    reads_all_tokens = True  # the last PAL attends to all tokens of what its layer's attention gives
+
+    def __init__(self, geometry: Geometry):
+        super().__init__(geometry)
+        self.attended = Bottlenecks(geometry, geometry.bottleneck)
+
+    def after_attention(self, layer: int, output_BQD: Tensor) -> Tensor:
+        return self.attended.added(layer, output_BQD)
+
+    def residual(
+        self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
+    ) -> Tensor | None:
+        return self.project(layer, attended_BQD, mask, queries)
+
+    def kept(self, *, copies: bool) -> int:
+        return self.attended.kept(copies=copies, alone=True)

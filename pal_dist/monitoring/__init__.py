@@ -1,0 +1,1 @@
+"""What is seen of a run: progress, TensorBoard, its folder's files, status, comparisons."""

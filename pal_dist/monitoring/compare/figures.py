@@ -1,0 +1,135 @@
+"""Curves as SVG that stands inside an HTML page: no script, no file beside it, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import io
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from typing import TYPE_CHECKING
+
+from pal_dist.monitoring.compare.runs import MEAN, Curve, Group, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+"""Okabe and Ito's, told apart by colour-blind readers; without their yellow, which is not seen on white."""
+
+DASHES = ((), (6, 2), (2, 2), (8, 2, 2, 2))
+"""Lengths of line and gap in points: groups differ in these too, for print in grey and for more groups than colours."""
+
+
+@dataclass(frozen=True)
+class Look:
+    colour: str
+    dashes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    title: str
+    svg: str
+
+
+def looks(groups: Sequence[Group]) -> list[Look]:
+    """The groups' looks, in their order; the first 28 are all different."""
+    rounds = (divmod(n, len(COLOURS)) for n in range(len(groups)))
+    return [Look(COLOURS[colour], DASHES[(colour + full) % len(DASHES)]) for full, colour in rounds]
+
+
+def curve(runs: Sequence[Run], of: Callable[[Run], Curve]) -> list[tuple[int, float, float]]:
+    """(step, mean, sample standard deviation) at the steps that all the runs have; 0 for one run."""
+    found = [of(run) for run in runs]
+    found = [each for each in found if each]
+    if not found:
+        return []
+    steps = sorted(set(found[0]).intersection(*found[1:]))
+    return [
+        (step, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        for step in steps
+        for values in [[each[step] for each in found]]
+    ]
+
+
+def draw_curves(groups: Sequence[Group], metrics: Mapping[str, str]) -> list[Figure]:
+    """A loss curve and a dev curve of each task, and the dev curve of the mean."""
+    drawn = [run for group in groups for run in group.drawn]
+    tasks = dict.fromkeys(task for run in drawn for task in [*run.losses, *run.dev] if task != MEAN)
+    figures = []
+    for task in tasks:
+        if any(task in run.losses for run in drawn):
+            figures.append(_figure(f"{task}: training loss", "loss", groups, partial(_loss, task)))
+        if any(task in run.dev for run in drawn):
+            label = metrics.get(task, "headline metric")
+            figures.append(_figure(f"{task}: dev {label}", label, groups, partial(_dev, task)))
+    if any(MEAN in run.dev for run in drawn):
+        figures.append(_figure("Mean of dev scores", "dev mean", groups, partial(_dev, MEAN)))
+    return figures
+
+
+def _loss(task: str, run: Run) -> Curve:
+    return run.losses.get(task, {})
+
+
+def _dev(name: str, run: Run) -> Curve:
+    return run.dev.get(name, {})
+
+
+def _figure(title: str, label: str, groups: Sequence[Group], of: Callable[[Run], Curve]) -> Figure:
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context({
+        "svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif", "font.size": 9,
+        "axes.spines.top": False, "axes.spines.right": False,
+    }):  # fmt: skip
+        canvas = Canvas(figsize=(4.6, 2.9), layout="constrained")
+        axes = canvas.add_subplot()
+        lines = [curve(group.drawn, of) for group in groups]
+        alone = all(len(points) < 2 for points in lines)  # then points stand side by side, not on top of each other
+        for number, (points, look) in enumerate(zip(lines, looks(groups), strict=True)):
+            _line(axes, [(number, mean, spread) for _, mean, spread in points] if alone else points, look)
+        axes.set_xlabel("one evaluation a run; groups in the legend's order" if alone else "optimizer step")
+        axes.set_ylabel(label)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.locator_params(axis="x", integer=True)
+        if alone:
+            axes.set_xticks([])
+        file = io.StringIO()
+        canvas.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    return Figure(title, _inline(file.getvalue(), title, ", ".join(group.name for group in groups)))
+
+
+def _line(axes: Axes, points: Sequence[tuple[int, float, float]], look: Look) -> None:
+    if not points:
+        return
+    steps, means, spreads = (list(column) for column in zip(*points, strict=True))
+    if len(steps) < 2:  # no line and no band: a point and its bar
+        axes.errorbar(steps, means, spreads if any(spreads) else None, color=look.colour, marker="o", linewidth=1.6)
+        return
+    (line,) = axes.plot(steps, means, color=look.colour, linewidth=1.6)
+    if look.dashes:
+        line.set_dashes(look.dashes)
+    if any(spreads):
+        low, high = ([mean + sign * spread for _, mean, spread in points] for sign in (-1, 1))
+        axes.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0)
+
+
+def _inline(svg: str, title: str, names: str) -> str:
+    """Without what belongs to a file of its own; ids made unique in a page with several figures; with words."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
+    own = "figure-" + re.sub(r"[^a-z0-9]+", "-", title.lower()) + "-"
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}", svg)
+    # The words of a figure come first in it, and the size is the page's affair.
+    head, rest = svg.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    words = (
+        f"<title>{escape(title)}</title><desc>{escape(f'Over optimizer steps, one line for each of: {names}')}</desc>"
+    )
+    return f'{head} role="img">{words}{rest}'

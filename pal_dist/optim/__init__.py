@@ -1,0 +1,1 @@
+"""From losses to an update: optimizers, what each task counts, conflicts between tasks' gradients."""

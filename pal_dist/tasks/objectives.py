@@ -1,0 +1,272 @@
+"""What a task predicts: width of its output, its loss as a SUM, its prediction and its metrics.
+
+Metrics are functions of all predictions and all labels of a split; they are never averaged over batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pal_dist.core.errors import UserError
+
+if TYPE_CHECKING:  # the table of tasks is shown without importing torch
+    from torch import Tensor
+
+Array = NDArray[Any]
+
+
+def accuracy(predictions: Array, labels: Array) -> float:
+    return float((predictions == labels).mean())
+
+
+def f1(predictions: Array, labels: Array) -> float:
+    """F1 of the positive class; 0 where nothing is predicted or labelled positive."""
+    hits = ((predictions == 1) & (labels == 1)).sum()
+    found = (predictions == 1).sum() + (labels == 1).sum()
+    return float(2 * hits / found) if found else 0.0
+
+
+def f1_macro(predictions: Array, labels: Array) -> float:
+    """Mean of the F1 of every class that occurs among predictions or labels."""
+    return float(np.mean([f1(predictions == kind, labels == kind) for kind in np.union1d(predictions, labels)]))
+
+
+def matthews(predictions: Array, labels: Array) -> float:
+    """Matthews correlation of any number of classes (Gorodkin 2004); 0 where one side is constant."""
+    kinds = np.union1d(predictions, labels)
+    one_hot = [(values[:, None] == kinds).astype(float) for values in (predictions, labels)]
+    a, b = (matrix - matrix.mean(axis=0) for matrix in one_hot)
+    scale = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / scale) if scale else 0.0
+
+
+def pearson(predictions: Array, labels: Array) -> float:
+    """Pearson correlation; NaN, said as NaN, where one side is constant."""
+    a, b = predictions - predictions.mean(), labels - labels.mean()
+    scale = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / scale) if scale else float("nan")
+
+
+def spearman(predictions: Array, labels: Array) -> float:
+    """Pearson correlation of the ranks, ties sharing their mean rank."""
+    return pearson(_ranks(predictions), _ranks(labels))
+
+
+def _ranks(values: Array) -> Array:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse])
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Base of the three objectives. `logits_BC` has `outputs` columns; labels are float32 numbers of shape (B,)."""
+
+    @property
+    def outputs(self) -> int:
+        """Width C of the head's output."""
+        return 1
+
+    @property
+    def kinds(self) -> int:
+        """Number of different predictions; 0 where any number may come out."""
+        return 0
+
+    def say(self, value: float) -> str | int | float:
+        """A prediction in the file's own words: a name, a whole number or a score."""
+        return value
+
+    def parse(self, text: str) -> float:
+        """A label as written in a file -> its number. Raises ValueError with what was expected."""
+        raise NotImplementedError
+
+    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """Sum (not mean) of the examples' losses, a scalar in float32 or wider."""
+        raise NotImplementedError
+
+    def constant_loss(self, labels: Array) -> float:
+        """Mean loss of the best prediction that is the same for all examples: by default the labels' entropy."""
+        _, counts = np.unique(labels, return_counts=True)
+        shares = counts / counts.sum()
+        return float(-(shares * np.log(shares)).sum())
+
+    def predict(self, logits_BC: Array) -> Array:
+        """Predictions in the labels' own units, shape (B,)."""
+        raise NotImplementedError
+
+    def metrics(self, predictions: Array, labels: Array) -> dict[str, float]:
+        raise NotImplementedError
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names that `metrics` returns, so that a wrong headline metric is found before training."""
+        return tuple(self.metrics(np.array([0.0, 1.0]), np.array([0.0, 1.0])))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form in which an objective is written in a task yaml and in a saved model's config."""
+        raise NotImplementedError
+
+
+def _named_or_number(text: str, names: tuple[str, ...], count: int) -> float:
+    if names:
+        if text not in names:
+            raise ValueError(f"expected one of {', '.join(names)}, found {text!r}")
+        return float(names.index(text))
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if value not in range(count):
+        raise ValueError(f"expected a whole number from 0 to {count - 1}, found {text!r}")
+    return value
+
+
+def _said(value: float, names: tuple[str, ...]) -> str | int:
+    return names[int(value)] if names else int(value)
+
+
+@dataclass(frozen=True)
+class Classes(Objective):
+    """One of `count` classes: cross entropy. `names` are the labels as files write them; empty means 0..count-1."""
+
+    count: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        return self.count
+
+    @property
+    def kinds(self) -> int:
+        return self.count
+
+    def say(self, value: float) -> str | int | float:
+        return _said(value, self.names)
+
+    def parse(self, text: str) -> float:
+        return _named_or_number(text, self.names, self.count)
+
+    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        import torch.nn.functional as F
+
+        return F.cross_entropy(logits_BC, labels_B.long(), reduction="sum")
+
+    def predict(self, logits_BC: Array) -> Array:
+        return np.asarray(logits_BC.argmax(axis=1), dtype=np.float32)
+
+    def metrics(self, predictions: Array, labels: Array) -> dict[str, float]:
+        return {
+            "accuracy": accuracy(predictions, labels),
+            "f1_macro": f1_macro(predictions, labels),
+            "matthews": matthews(predictions, labels),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"classes": list(self.names) or self.count}
+
+
+@dataclass(frozen=True)
+class Binary(Objective):
+    """Yes or no from one logit: binary cross entropy. `names` are (no, yes) as files write them; empty means 0, 1."""
+
+    names: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> int:
+        return 2
+
+    def say(self, value: float) -> str | int | float:
+        return _said(value, self.names)
+
+    def parse(self, text: str) -> float:
+        return _named_or_number(text, self.names, 2)
+
+    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        import torch.nn.functional as F
+
+        return F.binary_cross_entropy_with_logits(logits_BC[:, 0], labels_B.to(logits_BC.dtype), reduction="sum")
+
+    def predict(self, logits_BC: Array) -> Array:
+        return np.asarray(logits_BC[:, 0] > 0, dtype=np.float32)
+
+    def metrics(self, predictions: Array, labels: Array) -> dict[str, float]:
+        return {
+            "accuracy": accuracy(predictions, labels),
+            "f1": f1(predictions, labels),
+            "matthews": matthews(predictions, labels),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"binary": list(self.names)}
+
+
+@dataclass(frozen=True)
+class Score(Objective):
+    """A number between `low` and `high`: squared error.
+
+    The head's output is the distance from the middle in half ranges, so that a new head starts at the middle and the
+    loss has the size of the other objectives'. (Raw 0..5 units would let the score task outweigh the others by 6.25.)
+    """
+
+    low: float
+    high: float
+
+    @property
+    def _middle(self) -> float:
+        return (self.low + self.high) / 2
+
+    @property
+    def _half(self) -> float:
+        return (self.high - self.low) / 2
+
+    def parse(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not self.low <= value <= self.high:
+            raise ValueError(f"expected a number from {self.low:g} to {self.high:g}, found {text!r}")
+        return value
+
+    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        import torch.nn.functional as F
+
+        target_B = (labels_B.to(logits_BC.dtype) - self._middle) / self._half
+        return F.mse_loss(logits_BC[:, 0], target_B, reduction="sum")
+
+    def constant_loss(self, labels: Array) -> float:
+        return float(labels.astype(np.float64).var() / self._half**2)
+
+    def predict(self, logits_BC: Array) -> Array:
+        return np.asarray(np.clip(self._middle + self._half * logits_BC[:, 0], self.low, self.high), dtype=np.float32)
+
+    def metrics(self, predictions: Array, labels: Array) -> dict[str, float]:
+        return {"pearson": pearson(predictions, labels), "spearman": spearman(predictions, labels)}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"score": [self.low, self.high]}
+
+
+def objective_from(value: Any, *, where: str) -> Objective:
+    """Read `binary`, `{binary: [no, yes]}`, `{classes: 5}`, `{classes: [a, b]}` or `{score: [low, high]}`.
+
+    Raises UserError, naming `where`, for anything else.
+    """
+    kind, detail = next(iter(value.items())) if isinstance(value, Mapping) and len(value) == 1 else (value, None)
+    if kind == "binary" and (not detail or len(detail) == 2):
+        return Binary(tuple(map(str, detail or ())))
+    if kind == "classes" and isinstance(detail, int) and detail > 1:
+        return Classes(detail)
+    if kind == "classes" and isinstance(detail, list) and len(detail) > 1:
+        return Classes(len(detail), tuple(map(str, detail)))
+    if kind == "score" and isinstance(detail, list) and len(detail) == 2 and float(detail[0]) < float(detail[1]):
+        return Score(float(detail[0]), float(detail[1]))
+    raise UserError(
+        f"{where}: `objective` must be `binary`, `classes: N`, `classes: [name, ...]` or `score: [low, high]`, "
+        f"found {value!r}"
+    )

@@ -1,0 +1,276 @@
+"""What the heads of a frozen encoder read: computed once, kept on disk, served instead of tokens.
+
+Where nothing below the heads is trained, their input is a constant of each example. It is computed as in evaluation,
+by all ranks together, while the model is whole on each of them, and kept in a file that is memory-mapped. Its name is a
+hash of everything that made it: the corpus, the encoder's weights and config, the pooling, the number format.
+
+Shapes: B examples, D hidden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from pal_dist.core.atomic_io import full_disk_is_told, sync, write_json
+from pal_dist.core.errors import UserError
+from pal_dist.data.token_cache import Batch, Corpus
+from pal_dist.distributed.engine import Engine
+from pal_dist.memory.devices import amount
+from pal_dist.models.multi_task import MultiTaskBert
+from pal_dist.monitoring.report import say
+from pal_dist.tasks.registry import Task
+from pal_dist.training.evaluate import run_rows
+
+FORMAT = 1
+"""Raised when the file below or what the encoder computes changes; older files are then not found."""
+
+STRETCH, LONGEST_STRETCH = 2048, 1 << 16
+"""Examples of one rank, and of all ranks together, that are computed before they go to disk: they pass through every
+rank's memory."""
+
+OLD_DRAFT = 24 * 3600
+"""Seconds after which a draft is that of a process that was killed."""
+
+DOES_NOT_MATTER = {
+    "tasks", "head_layers", "head_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "trained_length",
+    "architectures", "transformers_version", "_name_or_path", "dtype",
+}  # fmt: skip
+"""Entries of a model's config that do not change what an encoder gives in evaluation. (Texts are cut by the corpus.)"""
+
+
+class FeatureCorpus(Corpus):
+    """A corpus whose batches carry what the heads read. Lengths stay those of the texts: the schedule is the same."""
+
+    def __init__(self, texts: Corpus, features: NDArray[Any]):
+        """`features`: (examples, D), in the order of `texts`."""
+        super().__init__(texts.folder, Path(texts.report.file))
+        self.features = features
+
+    def batch(self, task: str, rows: NDArray[np.int64], *, padding_id: int = 0, multiple: int = 1) -> Batch:
+        """Gather rows into a batch on the CPU; nothing is padded."""
+        none = torch.zeros((len(rows), 0), dtype=torch.int64)
+        return Batch(
+            task, none, none, None, torch.from_numpy(self.labels[rows]), int(self.lengths[rows].sum()),
+            torch.from_numpy(self.features[rows]),
+        )  # fmt: skip
+
+
+@dataclass
+class FeatureCache:
+    """Features of a run's corpora, from disk or computed now, on every rank."""
+
+    model: MultiTaskBert
+    engine: Engine
+    folder: Path
+    budget: int
+    """Tokens, padding included, that go through the encoder at once."""
+    padding_id: int = 0
+    examples: int = 0
+    bytes: int = 0
+    computed_bytes: int = 0
+    seconds: float = 0.0
+    """Spent computing, this time."""
+    _weights: Any = field(default=None, init=False)
+
+    def all_of(self, tasks: tuple[Task, ...], corpora: Mapping[str, Corpus]) -> dict[str, Corpus]:
+        """The corpora, by the names of their tasks, with features. Raises UserError on every rank (a full disk,
+        encoders that differ) and DoesNotFitError where the encoder cannot run a single example."""
+        return {task.name: self.of(task, corpora[task.name]) for task in tasks if task.name in corpora}
+
+    def of(self, task: Task, corpus: Corpus) -> FeatureCorpus:
+        """The corpus with its features; raises as `all_of`."""
+        engine = self.engine
+        width, dtype = self.model.config.hidden_size, str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        shape = len(corpus), width
+        path = self.folder / f"{corpus.key}-features-{self.hash_of(task, corpus)}.npy"
+        if not self._everywhere(path, shape, dtype, told=False):
+            # Another run may be computing them. Only rank 0 waits for it, so that no two runs can wait for each other.
+            with FileLock(f"{path}.lock") if engine.is_main else nullcontext():
+                if not self._everywhere(path, shape, dtype, told=True):
+                    self._compute(path, task, corpus, shape, dtype)
+        features = np.load(path, mmap_mode="r").view(np.ndarray)
+        self.examples += len(corpus)
+        self.bytes += features.nbytes
+        return FeatureCorpus(corpus, features)
+
+    def hash_of(self, task: Task, corpus: Corpus) -> str:
+        """Of everything that makes the features. Raises UserError, on every rank, where ranks do not agree on it."""
+        config = {name: value for name, value in self.model.config.to_dict().items() if name not in DOES_NOT_MATTER}
+        recipe = {"format": FORMAT, "corpus": corpus.key, "precision": self.engine.precision.name, "config": config}
+        if self._weights is None:
+            self._weights = _digest(self.model.bert)
+        digest = _digest(self.model.adapters[task.name], self._weights.copy())
+        digest.update(json.dumps(recipe, sort_keys=True, default=str).encode())
+        found = digest.hexdigest()[:24]
+        everyone = self.engine.gather(found)
+        if len(set(everyone)) > 1:
+            other = next(rank for rank, hashed in enumerate(everyone) if hashed != everyone[0])
+            raise UserError(
+                f"rank {other} has another encoder than rank 0, or runs it in another precision: give every node the "
+                f"same files of --model"
+            )
+        return found
+
+    def _everywhere(self, path: Path, shape: tuple[int, int], dtype: str, *, told: bool) -> bool:
+        """Whether every node has the whole file; one rank of each looks."""
+        problem = damage(path, shape, dtype) if self.engine.world.local_rank == 0 else None
+        if problem and told and path.is_file():
+            say(f"warning: {path} is damaged ({problem}); it is computed again")
+        return all(self.engine.gather(problem is None))
+
+    def _compute(self, path: Path, task: Task, corpus: Corpus, shape: tuple[int, int], dtype: str) -> None:
+        """Run the encoder over the corpus, a stretch at a time; one rank of each folder writes."""
+        engine, begun = self.engine, time.perf_counter()
+        self.model.eval()
+        size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+        name = engine.gather(f"{path.name}.{uuid.uuid4().hex}.draft")[0]
+        with ExitStack() as stack:
+            drafts: list[Draft] = []
+
+            def begin() -> None:
+                drafts.append(Draft(path, name, shape, dtype))
+                stack.callback(drafts[0].drop)
+
+            self._together(path, [begin] if engine.is_main else [])
+            # A node that does not see rank 0's draft has a folder of its own.
+            blind = engine.world.local_rank == 0 and not (path.parent / name).exists()
+            self._together(path, [begin] if blind else [])
+            stretch = min(STRETCH * engine.ranks, LONGEST_STRETCH)
+            bar = tqdm(total=shape[0], desc=f"features of {task.name}", unit=" examples", leave=False, delay=1,
+                       disable=None if engine.is_main else True)  # fmt: skip
+            stack.enter_context(bar)
+            for start in range(0, shape[0], stretch):
+                rows = range(start, min(start + stretch, shape[0]))
+                values = run_rows(
+                    engine, lambda batch: engine.run(self.model.pooled, batch), task, corpus, rows, outputs=shape[1],
+                    budget=self.budget, padding_id=self.padding_id, doing="computing features of", dtype=dtype,
+                )  # fmt: skip
+                self._together(path, [partial(draft.write, values) for draft in drafts])
+                bar.update(len(rows))
+            self._together(path, [draft.finish for draft in drafts])
+        seconds = time.perf_counter() - begun
+        self.seconds += seconds
+        self.computed_bytes += size
+        if engine.is_main:
+            say(f"features of {task.name}: {shape[0]:,} examples of {corpus.report.file} in {seconds:.1f} s")
+
+    def _together(self, path: Path, acts: list[Callable[[], None]]) -> None:
+        """Write, on the ranks that do; a failure of one is raised on all."""
+        failure: UserError | None = None
+        try:
+            with full_disk_is_told(path):
+                for act in acts:
+                    act()
+        except UserError as error:
+            failure = error
+        failures = [other for other in self.engine.gather(failure) if other is not None]
+        if failures:
+            raise failures[0]
+
+    def lines(self) -> list[str]:
+        """What the person is told before step 1."""
+        config = self.model.config
+        found = self.bytes - self.computed_bytes
+        how = " and ".join(
+            [f"{amount(self.computed_bytes)} computed in {self.seconds:.1f} s"] * bool(self.computed_bytes)
+            + [f"{amount(found)} found"] * bool(found)
+        )
+        return [
+            f"features: nothing below the heads is trained, so what they read is kept: {self.examples:,} examples x "
+            f"{config.hidden_size}, {amount(self.bytes)} in {self.folder} ({how})",
+            f"features: computed as in evaluation: the encoder's dropout ({config.hidden_dropout_prob:g}) is off, the "
+            f"heads' ({config.head_dropout:g}) is on; --features off runs the encoder in every step, its dropout on",
+            "memory: no plan and no proof: a step holds features and heads alone, each task in one micro-batch",
+        ]
+
+    def record(self, file: Path) -> None:
+        """Write into the run's folder what stands there in place of a memory plan."""
+        write_json(file, {"plan": None, "features": {
+            "cached": True, "examples": self.examples, "bytes": self.bytes, "computed_bytes": self.computed_bytes,
+            "seconds": self.seconds, "folder": str(self.folder),
+        }})  # fmt: skip
+
+
+class Draft:
+    """A .npy file that grows row by row, followed by a checksum of its rows; in its place once it is whole."""
+
+    def __init__(self, path: Path, name: str, shape: tuple[int, int], dtype: str):
+        """Raises UserError where the disk has too little room."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f"{path.name}.*.draft"):
+            if time.time() - other.stat().st_mtime > OLD_DRAFT:
+                other.unlink(missing_ok=True)
+        self.path, self.draft, self.sum, self.dtype = path, path.parent / name, 0, np.dtype(dtype)
+        needs, free = shape[0] * shape[1] * self.dtype.itemsize, shutil.disk_usage(path.parent).free
+        if free < needs:
+            raise UserError(
+                f"{path.parent}: the features need {amount(needs)}, and the disk has {amount(free)} left: free some, "
+                f"name another --cache_dir, or pass --features off (slower: the encoder then runs in every step)"
+            )
+        self.file = open(self.draft, "xb")  # noqa: SIM115 (closed by drop)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def write(self, rows: NDArray[Any]) -> None:
+        content = np.ascontiguousarray(rows, dtype=self.dtype).data
+        self.sum = zlib.crc32(content, self.sum)
+        self.file.write(content)
+
+    def finish(self) -> None:
+        self.file.write(self.sum.to_bytes(4, "little"))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.draft.replace(self.path)
+        sync(self.path.parent)
+
+    def drop(self) -> None:
+        """Close, and leave no draft behind."""
+        self.file.close()
+        self.draft.unlink(missing_ok=True)
+
+
+def damage(path: Path, shape: tuple[int, int], dtype: str) -> str | None:
+    """What is wrong with a file of features; None: nothing."""
+    try:
+        features = np.load(path, mmap_mode="r")
+        if features.shape != shape or features.dtype != dtype:
+            return f"it holds {features.dtype} of shape {features.shape}, expected {dtype} of {shape}"
+        end = features.offset + features.nbytes
+        with open(path, "rb") as file:
+            file.seek(end)
+            expected = file.read()
+        found = zlib.crc32(features.data)
+        if expected != found.to_bytes(4, "little"):
+            return "its checksum does not match"
+    except (OSError, ValueError, EOFError) as error:
+        return str(error)
+    return None
+
+
+def _digest(module: torch.nn.Module, digest: Any = None) -> Any:
+    """Of the names, shapes and bytes of a module's values."""
+    digest = digest or hashlib.sha256()
+    values: dict[str, Tensor] = module.state_dict()
+    for name, value in values.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest

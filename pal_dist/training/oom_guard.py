@@ -1,0 +1,142 @@
+"""Out of memory is not the end: all ranks drop the step, make the micro-batches smaller, and run it again.
+
+Micro-steps have no collectives in them, so a rank that fails can say so and the others can hear it: one vote over the
+processors, before gradients are summed. The step is then run again with the same examples and from the same seed.
+(Composer's automatic micro-batch dead-locks where one rank's backward alone fails: mosaicml/composer issue 2117.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+
+from pal_dist.core.errors import DoesNotFitError
+from pal_dist.distributed.engine import Engine
+from pal_dist.monitoring.report import say
+
+T = TypeVar("T")
+
+FINE, AGAIN, OVER = 0, 1, 2
+"""What a rank votes for: go on, run the step again, stop."""
+
+
+class Cut(Protocol):
+    """How a run cuts its steps; the guard makes it finer."""
+
+    tokens_per_micro_batch: int
+    checkpoint_layers: int
+    step: int
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device (or cuBLAS, cuDNN on it) had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    named = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(name in text for name in named)
+
+
+class Guard:
+    """Runs the parts of a step so that all ranks agree whether it happened."""
+
+    def __init__(self, engine: Engine, cut: Cut, *, on_change: Callable[[str], None] = lambda _: None):
+        """`on_change` is told, on every rank, how the cut has changed and why."""
+        self.engine, self.cut, self.on_change = engine, cut, on_change
+
+    def local(self, attempt: Callable[[], T], *, longest: int) -> T:
+        """Run what has no collectives in it until no rank runs out of memory; the result of the last attempt.
+
+        Args:
+            attempt: the micro-steps; reads the cut anew each time. Its gradients are dropped if it has to run again.
+            longest: tokens of the step's longest example: no cut is finer.
+
+        Raises DoesNotFitError, on every rank, where no finer cut is left.
+        """
+        while True:
+            failure, result = "", None
+            try:
+                result = attempt()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = _first_line(error)
+            if failure and not self.engine.micro_steps_are_local:
+                self._stop_all(failure)
+            # The exception is gone, and with it the frames that held the attempt's tensors.
+            if self.engine.vote(AGAIN if failure else FINE) == FINE:
+                assert result is not None
+                return result
+            del result
+            self.engine.drop_step()
+            self._finer(failure, longest)
+
+    def _stop_all(self, failure: str) -> None:
+        """The others wait in a collective for this rank, so there is no vote: they are told to end."""
+        told = DoesNotFitError(
+            f"step {self.cut.step + 1}: out of memory in a micro-batch ({failure}), which {self.engine.strategy.name} "
+            f"cannot run again, since its ranks share out the parameters. The last checkpoint is whole: go on with "
+            f"--tokens_per_micro_batch {max(1, self.cut.tokens_per_micro_batch // 2)}, or --strategy zero2"
+        )
+        self.engine.world.abort(told.exit_code, str(told))
+        raise told
+
+    def update(self, attempt: Callable[[], T]) -> T:
+        """Run what changes parameters. Out of memory half-way cannot be taken back: every rank stops.
+
+        Raises DoesNotFitError, on every rank.
+        """
+        failure, result = "", None
+        try:
+            result = attempt()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = _first_line(error)
+        if self.engine.vote(OVER if failure else FINE) != FINE:
+            raise DoesNotFitError(
+                f"step {self.cut.step + 1}: out of memory in the optimizer's update{_on_this_rank(failure)}, which "
+                f"cannot be taken back. The last checkpoint is whole: start anew with --optimizer adamw_8bit, or go on "
+                f"with {self._smaller()}"
+            )
+        assert result is not None
+        return result
+
+    def _finer(self, failure: str, longest: int) -> None:
+        cut, before = self.cut, self.cut.tokens_per_micro_batch
+        if before > longest:
+            cut.tokens_per_micro_batch = max(longest, before // 2)
+            change = f"micro-batches of at most {cut.tokens_per_micro_batch:,} tokens (were {before:,})"
+        elif cut.checkpoint_layers != 1:
+            cut.checkpoint_layers = 1
+            change = "every layer computed again in backward (gradient checkpointing)"
+        else:
+            raise DoesNotFitError(
+                f"step {cut.step + 1}: out of memory with single examples of {longest:,} tokens and every layer "
+                f"checkpointed{_on_this_rank(failure)}. The last checkpoint is whole. What helps: {self._smaller()}"
+            )
+        self.on_change(
+            f"step {cut.step + 1}: out of memory{_on_this_rank(failure)}: the step is run again with {change}"
+        )
+
+    @staticmethod
+    def _smaller() -> str:
+        return (
+            "a lower --max_length, a smaller --model, --precision fp16 or bf16, or more memory; `pal-dist plan` says "
+            "what each brings"
+        )
+
+
+def _on_this_rank(failure: str) -> str:
+    return f" ({failure})" if failure else " on another rank"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0].split(" GPU ")[0].strip() or type(error).__name__
+
+
+def say_on_main(engine: Engine) -> Callable[[str], None]:
+    """Tell the person once, not once a rank."""
+    return say if engine.is_main else lambda _: None

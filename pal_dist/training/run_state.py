@@ -1,0 +1,60 @@
+"""Everything beside parameters and optimizer that a run needs to go on; a checkpoint's state.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pal_dist.data.batching import MICRO_BATCH_COST
+
+
+@dataclass
+class RunState:
+    """Plain values, written as JSON."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    best_mean: float | None = None
+    best_step: int = 0
+    best_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    """All dev metrics at the best mean."""
+    best_each: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Each task's best headline metric: {task: {"step", "value"}}."""
+    evaluations_without_better: int = 0
+    examples: int = 0
+    tokens: int = 0
+    """Tokens that went through the model, padding included, over all ranks (likewise examples, useful_tokens); with
+    cached features, tokens of the texts that they stand for, without padding."""
+    useful_tokens: int = 0
+    seconds: float = 0.0
+    """Time spent training; evaluation and saving are not in it."""
+    evaluation_seconds: float = 0.0
+    finished: bool = False
+    tokens_per_micro_batch: int = 4096
+    """The run's token budget: the plan's, until the guard makes it smaller."""
+    micro_batch_cost: int = MICRO_BATCH_COST
+    """Fixed cost of one more micro-batch on this device, in tokens."""
+    planned_for: str = ""
+    """Ranks and device that the budget is for."""
+    checkpoint_layers: int = 0
+    """Every how many encoder layers one is computed again in backward."""
+    conflict: dict[str, Any] = field(default_factory=dict)
+    """What the method against gradient conflict remembers from step to step."""
+
+    def improve(self, headline: Mapping[str, float]) -> list[str]:
+        """Tasks that are better than ever, which is now their best."""
+        found = [name for name, value in headline.items() if beats(value, self.best_each.get(name, {}).get("value"))]
+        self.best_each |= {name: {"step": self.step, "value": headline[name]} for name in found}
+        return found
+
+    def mean_of_bests(self) -> float:
+        """Mean of the tasks' best headline metrics, of whatever steps; NaN where there is none."""
+        values = [best["value"] for best in self.best_each.values()]
+        return sum(values) / len(values) if values else math.nan
+
+
+def beats(value: float, best: float | None) -> bool:
+    """NaN (a constant prediction has no correlation) is never better; the first is kept whatever it scores."""
+    return best is None or value > best or (math.isnan(best) and not math.isnan(value))
