@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from pal_dist.commands.help import ANSWER_OPTIONS, ANSWER_SETTINGS, COMPARE_OPTIONS, PLAN_OPTIONS, page
 from pal_dist.config.resolve import from_command_line
-from pal_dist.core.errors import DoesNotFitError, LostError, StoppedError, UserError
-from pal_dist.core.exit_codes import leave_with
+from pal_dist.core.errors import DoesNotFitError, RankLostError, StoppedError, UserError
+from pal_dist.core.exit_codes import exit_code_for_launcher
 from pal_dist.monitoring.report import table
 
 Verb = Callable[..., None]
@@ -256,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
         # Every rank of a node finds the same mistake, and one says it; what all ranks agreed on, one of all; a loss is
         # seen from where one stands.
         rank = os.environ.get("RANK" if isinstance(error, StoppedError) else "LOCAL_RANK", "0")
-        if rank == "0" or isinstance(error, LostError):
+        if rank == "0" or isinstance(error, RankLostError):
             print(f"pal-dist: {error}", file=sys.stderr)
         leave(error.exit_code)
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    sys.exit(leave_with(code, os.environ.get("PAL_DIST_EXIT_FILE")))
+    sys.exit(exit_code_for_launcher(code, os.environ.get("PAL_DIST_EXIT_FILE")))
 
 
 def _dispatch(given: list[str]) -> None:

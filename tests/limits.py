@@ -19,7 +19,7 @@ from pal_dist.config.schema import RunConfig
 from pal_dist.data.batching import micro_batches
 from pal_dist.memory.closed_form import step_bytes
 from pal_dist.memory.planner import search
-from pal_dist.memory.search import Choices, Machine, Work
+from pal_dist.memory.search import Machine, SearchSpace, Workload
 
 RUN = RunConfig()
 
@@ -42,14 +42,14 @@ def outcome(seed: int) -> Outcome:
     lengths = [np.clip(np.random.default_rng(seed + task).lognormal(3.3, 0.6, 400), 5, run.length).astype(np.int32)
                for task in range(3)]  # fmt: skip
     batch_size, longest = chance.choice([16, 32, 64, 128]), -(-max(int(found.max()) for found in lengths) // 8) * 8
-    work = Work(known, batch_size, longest, float(np.mean(lengths)), 3, 3 * batch_size)
-    levers = replace(run.levers, checkpoint_layers=0)
-    all_at_once = step_bytes(known, levers, batch_size, longest).peak
-    single = step_bytes(known, levers, 1, longest).peak
+    work = Workload(known, batch_size, longest, float(np.mean(lengths)), 3, 3 * batch_size)
+    options = replace(run.options, checkpoint_layers=0)
+    all_at_once = step_bytes(known, options, batch_size, longest).peak
+    single = step_bytes(known, options, 1, longest).peak
     usable = single * 1.12 + chance.uniform(0.05, 1.0) * (all_at_once - single)
     card = replace(run.device, memory=0, taken=0)
     card = replace(card, memory=int(usable) + card.context)
-    choices = Choices((levers.precision,), (levers.attention,), optimizer=(levers.optimizer,))
+    choices = SearchSpace((options.precision,), (options.attention,), optimizer=(options.optimizer,))
     planned = search(work, Machine(card), choices, RUN, run.config, certify=False)
     assert planned is not None
     plan = planned.plan
@@ -65,8 +65,8 @@ def outcome(seed: int) -> Outcome:
     ]
     # The largest micro-batches decide; the others only take time to trace.
     batches = sorted(batches, key=lambda batch: batch.input_ids_BL.numel())[-3:]
-    found = traced(run.config, plan.levers, batches, card, limit=card.usable)
-    return Outcome(found.peak / card.usable, len(wider) < len(cut) or plan.levers.checkpoint_layers > 0)
+    found = traced(run.config, plan.options, batches, card, limit=card.usable)
+    return Outcome(found.peak / card.usable, len(wider) < len(cut) or plan.options.checkpoint_layers > 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Random models, levers and batches, for tests that hold one way of counting memory to another."""
+"""Random models, options and batches, for tests that hold one way of counting memory to another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from pal_dist.config.schema import OptimizerConfig
 from pal_dist.data.token_cache import Batch
-from pal_dist.memory.closed_form import Levers, Shape, shape_of
+from pal_dist.memory.closed_form import ModelShape, StepOptions, shape_of
 from pal_dist.memory.devices import Device, find_device
 from pal_dist.memory.trace import Trace, trace
 from pal_dist.models.adapters import Adapter
@@ -19,7 +19,7 @@ from pal_dist.tasks.registry import TASKS, task_to_dict
 
 NAMES = ("sst", "para", "sts")
 
-KINDS = ["pal", "pal", *Adapter.kinds]
+KINDS = ["pal", "pal", *Adapter.registry]
 
 
 def config_of(hidden: int, layers: int, heads: int, adapter: str = "pal", width: int = 60, adapter_heads: int = 12,
@@ -53,24 +53,24 @@ def optimizer_of(model: torch.nn.Module, name: str) -> torch.optim.Optimizer:
     return build_optimizer(model, OptimizerConfig(optimizer=name), 1e-4)  # type: ignore[arg-type]
 
 
-def shape(config: MultiTaskBertConfig) -> Shape:
+def shape(config: MultiTaskBertConfig) -> ModelShape:
     with torch.device("meta"):
         return shape_of(MultiTaskBert(config), config)
 
 
-def traced(config: MultiTaskBertConfig, levers: Levers, batches: list[Batch], device: Device | None,
+def traced(config: MultiTaskBertConfig, options: StepOptions, batches: list[Batch], device: Device | None,
            limit: int | None = None, replay: bool = False) -> Trace:  # fmt: skip
     return trace(
-        lambda: build(config, levers.checkpoint_layers), batches, loss=loss_of, device=device,
-        precision=levers.precision, attention=levers.attention, limit=limit,
-        optimizer=lambda model: optimizer_of(model, levers.optimizer), replay=replay,
+        lambda: build(config, options.checkpoint_layers), batches, loss=loss_of, device=device,
+        precision=options.precision, attention=options.attention, limit=limit,
+        optimizer=lambda model: optimizer_of(model, options.optimizer), replay=replay,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RandomRun:
     config: MultiTaskBertConfig
-    levers: Levers
+    options: StepOptions
     device: Device
     rows: int
     length: int
@@ -85,16 +85,16 @@ def random_run(seed: int, *, layers: tuple[int, ...] = (2, 3, 4, 6)) -> RandomRu
     depth, heads, kind = chance.choice(layers), hidden // chance.choice([32, 64]), chance.choice(KINDS)
     width = adapter_heads * chance.choice([8, 11, 16, 17])
     config = config_of(
-        hidden, depth, heads, kind, width if Adapter.kinds[kind].has_heads else width // 4, adapter_heads,
+        hidden, depth, heads, kind, width if Adapter.registry[kind].has_heads else width // 4, adapter_heads,
         pooling=chance.choice(["pooler", "first", "mean"]), hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     precision = chance.choice(["fp32", "fp16", "bf16"])
-    levers = Levers(
+    options = StepOptions(
         precision, chance.choice(["sdpa", "sdpa", "eager"]), chance.choice([0, 0, 1, 2, 3]),
         chance.choice(["adamw", "adamw", "adamw_8bit", "paged_adamw_8bit"]),
     )  # fmt: skip
     device = find_device("a100-40" if precision == "bf16" else chance.choice(["t4", "a100-40"]))
     length = chance.choice([16, 40, 64, 128, 200, 256, 512])
     rows = max(1, chance.choice([256, 1024, 4096, 8192, 16384]) // length)
-    return RandomRun(config, levers, device, rows, length, chance.choice([1, 2]))
+    return RandomRun(config, options, device, rows, length, chance.choice([1, 2]))

@@ -20,14 +20,14 @@ from test_strategies import distances
 from torch import Tensor, nn
 
 from pal_dist.core.errors import UserError
-from pal_dist.memory.closed_form import Levers, step_bytes
+from pal_dist.memory.closed_form import StepOptions, step_bytes
 from pal_dist.memory.devices import find_device
 from pal_dist.memory.search import MARGIN
 from pal_dist.models.adapters import Adapter, Geometry
 from pal_dist.models.multi_task import MultiTaskBert
-from pal_dist.training.setup import assemble, train
+from pal_dist.training.setup import set_up, train
 
-KINDS = tuple(Adapter.kinds)
+KINDS = tuple(Adapter.registry)
 
 STEPS, STOP_AT = 4, 2
 
@@ -49,7 +49,7 @@ class TestEveryAdapter:
         """Law 3: stopped half-way and gone on with, bit-identical; progressive PALs wake on both sides."""
         clean, _ = fit(tiny_run(**SETTINGS, adapter=kind, dropout=0.1, output_dir=tmp_path / "clean"), cache_dir)
         run = tiny_run(**SETTINGS, adapter=kind, dropout=0.1)
-        trainer = assemble(run, {}, cache_dir=cache_dir)
+        trainer = set_up(run, {}, cache_dir=cache_dir)
         trainer.engine.model.train()
         trainer.started = time.perf_counter()
         for served in trainer.schedule.steps(0, STOP_AT):
@@ -83,10 +83,10 @@ def error(kind: str) -> list[float]:
     """The closed form over the trace, less one."""
     config = config_of(256, 4, 4, kind, 96, 12, adapter_bottleneck=32)
     found = []
-    for levers in (Levers("fp32"), Levers("fp16", checkpoint_layers=1)):
+    for options in (StepOptions("fp32"), StepOptions("fp16", checkpoint_layers=1)):
         batches = [batch_of(16, 128)] * 2
-        whole = traced(config, levers, batches, find_device("t4")).peak
-        found.append(step_bytes(shape(config), levers, 16, 128).peak / whole - 1)
+        whole = traced(config, options, batches, find_device("t4")).peak
+        found.append(step_bytes(shape(config), options, 16, 128).peak / whole - 1)
     return found
 
 
@@ -114,7 +114,7 @@ def shift() -> Iterator[str]:
             return hidden_BQD + self.by[str(layer)]
 
     yield "shift"
-    del Adapter.kinds["shift"]
+    del Adapter.registry["shift"]
 
 
 def test_a_new_adapter_is_one_class(shift: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ class TestProgressive:
     def test_sleep_and_waking(self, tiny_run, cache_dir: Path) -> None:
         """Law 2: asleep, bit-unchanged and without optimizer state; the top layer first, the last one half-way."""
         run = tiny_run(adapter="progressive_pal", max_steps=8, evaluate_every="none")
-        trainer = assemble(run, {}, cache_dir=cache_dir)
+        trainer = set_up(run, {}, cache_dir=cache_dir)
         model, optimizer = trainer.engine.model, trainer.engine.optimizer
         names = {
             name: value for name, value in model.named_parameters() if ".attention.0." in name or "gates.0" in name
@@ -157,7 +157,7 @@ class TestProgressive:
     def test_waking_changes_nothing(self, tiny_bert: Path) -> None:
         """Identity at waking: a layer's gate is zero until it has been trained."""
         geometry = Geometry(encoder_hidden=24, layers=(0, 1, 2), hidden=12, heads=3, dropout=0.0)
-        adapter = Adapter.kinds["progressive_pal"](geometry).eval()
+        adapter = Adapter.registry["progressive_pal"](geometry).eval()
         for parameter in adapter.parameters():
             nn.init.normal_(parameter)
         nn.init.zeros_(adapter.gates["1"])
@@ -172,4 +172,4 @@ class TestProgressive:
     def test_refused_where_zeros_are_fed(self, strategy: str, tiny_run, cache_dir: Path) -> None:
         run = tiny_run(adapter="progressive_pal", strategy=strategy)
         with pytest.raises(UserError, match=f"--adapter progressive_pal under {strategy}.*use --strategy ddp"):
-            assemble(run, {}, cache_dir=cache_dir)
+            set_up(run, {}, cache_dir=cache_dir)

@@ -13,20 +13,20 @@ from test_resume import fit
 
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
-from pal_dist.optim.task_weighting import LEARNED, LearnedVariances, balance_of
+from pal_dist.optim.task_weighting import LEARNED_VARIANCES, LearnedVariances, task_weights_of
 from pal_dist.tasks.objectives import Binary, Classes, Score
 from pal_dist.tasks.registry import resolve_tasks
-from pal_dist.training.setup import assemble
+from pal_dist.training.setup import set_up
 
 Gradients = dict[str, np.ndarray]
 
 
 def gradients(run: RunConfig, cache_dir: Path) -> tuple[Gradients, Gradients]:
     """The third step's gradient summed over ranks, and the same by the weighting's formula over whole batches."""
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     engine, model = trainer.engine, trainer.engine.model
-    if run.balance.weighting == LEARNED:  # not at birth, where every variance is 1
-        for parameter, value in zip(model.get_submodule(LEARNED).parameters(), (0.5, -0.3, 0.2), strict=True):
+    if run.balance.weighting == LEARNED_VARIANCES:  # not at birth, where every variance is 1
+        for parameter, value in zip(model.get_submodule(LEARNED_VARIANCES).parameters(), (0.5, -0.3, 0.2), strict=True):
             torch.nn.init.constant_(parameter, value)
     engine.step = lambda **_: (engine.backend.reduce(), torch.zeros(()))[1]  # type: ignore[method-assign,assignment]
     served = next(iter(trainer.schedule.steps(2, 3)))
@@ -40,14 +40,14 @@ def gradients(run: RunConfig, cache_dir: Path) -> tuple[Gradients, Gradients]:
         mean = task.objective.loss(model(batch), batch.labels_B) / len(rows)
         if run.balance.weighting == "scale":
             labels = np.asarray(corpus.labels, dtype=np.float64)
-            if task.objective.kinds:
+            if task.objective.class_count:
                 shares = np.unique(labels, return_counts=True)[1] / len(labels)
                 mean = mean / float(-(shares * np.log(shares)).sum())
             else:
                 mean = mean / float(((labels - labels.mean()) ** 2).mean() / 2.5**2)
-        if run.balance.weighting == LEARNED:
-            logarithm = model.get_submodule(LEARNED).logarithms[task.name].sum()
-            mean = (1.0 if task.objective.kinds else 0.5) * torch.exp(-logarithm) * mean + logarithm / 2
+        if run.balance.weighting == LEARNED_VARIANCES:
+            logarithm = model.get_submodule(LEARNED_VARIANCES).logarithms[task.name].sum()
+            mean = (1.0 if task.objective.class_count else 0.5) * torch.exp(-logarithm) * mean + logarithm / 2
         total = total + mean / len(served)
     total.backward()
     expected = {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
@@ -77,7 +77,7 @@ def test_the_gradient_is_the_formula_s(weighting: str, tiny_run, cache_dir: Path
 def test_learned_variances_under_every_strategy(strategy: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     flags = {"weighting": "uncertainty", "max_steps": 6, "evaluate_every": "none", "tokens_per_micro_batch": 64}
     ((alone, _),) = run_ranks(fit, tiny_run(**flags, output_dir=tmp_path / "alone"), cache_dir, ranks=1)
-    names = [name for name in alone if name.startswith(LEARNED)]
+    names = [name for name in alone if name.startswith(LEARNED_VARIANCES)]
     assert len(names) == 3
     assert all(np.abs(alone[name]).max() > 1e-4 for name in names)
     for answer in run_ranks(fit, tiny_run(**flags, strategy=strategy), cache_dir):
@@ -97,7 +97,7 @@ def test_variances_resume_and_stay_out_of_the_saved_model(tiny_run, cache_dir: P
     for name, value in clean.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
     saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
-    assert [name for name in saved if name.startswith(LEARNED)] == []
+    assert [name for name in saved if name.startswith(LEARNED_VARIANCES)] == []
 
 
 def test_constant_predictions() -> None:
@@ -117,15 +117,15 @@ def test_constant_predictions() -> None:
 def test_labels_that_are_all_the_same() -> None:
     (task,) = resolve_tasks(["sst"])
     with pytest.raises(UserError, match="every training label of `sst` is the same"):
-        balance_of("scale", [task], [np.ones(7, dtype=np.float32)])
-    assert balance_of("equal", [task], [np.ones(7, dtype=np.float32)]).factors({0: 4}) == {0: 1.0}
+        task_weights_of("scale", [task], [np.ones(7, dtype=np.float32)])
+    assert task_weights_of("equal", [task], [np.ones(7, dtype=np.float32)]).factors({0: 4}) == {0: 1.0}
 
 
 def test_factors_add_up_to_the_step() -> None:
     """By examples nothing changes; alike, the factors' mean over examples is 1."""
     tasks = resolve_tasks(["sst", "sts"])
     labels = [np.array([0, 1], dtype=np.float32)] * 2
-    assert balance_of("examples", tasks, labels).factors({0: 3, 1: 9}) == {0: 1.0, 1: 1.0}
-    alike = balance_of("equal", tasks, labels).factors({0: 3, 1: 9})
+    assert task_weights_of("examples", tasks, labels).factors({0: 3, 1: 9}) == {0: 1.0, 1: 1.0}
+    alike = task_weights_of("equal", tasks, labels).factors({0: 3, 1: 9})
     assert alike == {0: 2.0, 1: pytest.approx(2 / 3)}
     assert LearnedVariances(tasks).shares == {"sst": 1.0, "sts": 0.5}

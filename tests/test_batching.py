@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pal_dist.config.resolve import settings
-from pal_dist.data.batching import Schedule, cut, evaluation_batches, micro_batches, pass_order
+from pal_dist.data.batching import Schedule, evaluation_batches, micro_batches, pack_micro_batches, pass_order
 from pal_dist.data.sampling import Sampling
 
 
@@ -74,7 +74,7 @@ def test_a_step_can_be_reached_without_those_before() -> None:
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_cuts(ranks: int, count: int, budget: int, multiple: int) -> None:
     lengths = lengths_like_text(count, seed=count)
-    steps = cut(lengths, budget=budget, ranks=ranks, multiple=multiple)
+    steps = pack_micro_batches(lengths, budget=budget, ranks=ranks, multiple=multiple)
     assert all(len(step) == ranks for step in steps)
     assert sorted(row for step in steps for rows in step for row in rows) == list(range(count))
     for step in steps:
@@ -87,7 +87,7 @@ def test_no_rank_waits_long_for_another() -> None:
     """Tokens per rank differ by less than 5 % where there is enough to share."""
     lengths = lengths_like_text(512)
     for ranks in (2, 4):
-        steps = cut(lengths, budget=1024, ranks=ranks)
+        steps = pack_micro_batches(lengths, budget=1024, ranks=ranks)
         loads = [
             sum(len(step[rank]) * int(lengths[step[rank]].max()) for step in steps if len(step[rank]))
             for rank in range(ranks)

@@ -18,11 +18,11 @@ from test_strategies import distances, fit
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
 from pal_dist.memory import find_device, trace
-from pal_dist.memory.closed_form import Levers
-from pal_dist.memory.planner import kept_apart, trace_plan, work_of
+from pal_dist.memory.closed_form import StepOptions
+from pal_dist.memory.planner import kept_apart, trace_plan, workload_of
 from pal_dist.memory.search import Machine, Plan
 from pal_dist.models.multi_task import MultiTaskBert, build_model
-from pal_dist.optim.gradient_surgery import DECAY, METHODS, Resolver, cosines, draw_others
+from pal_dist.optim.gradient_surgery import DECAY, METHODS, GradientSurgery, cosines, draw_others
 from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.setup import plan_steps
@@ -66,7 +66,7 @@ def plain_gradvac(gradients: Vectors, others: Any, targets: dict[tuple[int, int]
 @pytest.mark.parametrize("agreement", [-3.0, 0.0, 3.0])
 def test_weights_are_those_of_plain_loops(tasks: int, agreement: float) -> None:
     """Conflicting, unrelated and agreeing gradients, over steps, since GradVac remembers."""
-    pulled, turned, targets = Resolver("pcgrad", tasks, 7), Resolver("gradvac", tasks, 7), {}
+    pulled, turned, targets = GradientSurgery("pcgrad", tasks, 7), GradientSurgery("gradvac", tasks, 7), {}
     changed = 0
     for step in range(20):
         common = torch.randn(50, dtype=torch.float64)
@@ -93,7 +93,7 @@ def test_pcgrad_is_torchjd_s(tasks: int, monkeypatch: pytest.MonkeyPatch) -> Non
     orders = iter([torch.tensor([task, *others[task]]) for task in range(tasks)])
     monkeypatch.setattr(torch, "randperm", lambda *_, **__: next(orders))
     expected = aggregation.PCGrad()(gradients)
-    weights = Resolver("pcgrad", tasks, 1).weights(gradients @ gradients.T, 0)
+    weights = GradientSurgery("pcgrad", tasks, 1).weights(gradients @ gradients.T, 0)
     torch.testing.assert_close(weights @ gradients, expected, rtol=0, atol=1e-10)
 
 
@@ -101,8 +101,8 @@ def test_a_task_without_gradient_and_an_overflow() -> None:
     """Neither divides by zero nor spoils what GradVac remembers."""
     gram = torch.tensor([[4.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     for kind in METHODS:
-        assert Resolver(kind, 2, 0).weights(gram, 0).tolist() == [1.0, 1.0]
-    turned = Resolver("gradvac", 2, 0)
+        assert GradientSurgery(kind, 2, 0).weights(gram, 0).tolist() == [1.0, 1.0]
+    turned = GradientSurgery("gradvac", 2, 0)
     turned.weights(gram / 0.0, 0)
     assert turned.targets_TT.tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
@@ -260,12 +260,12 @@ class TestMemory:
     """One gradient a task and no graph, against PCGrad as it is often written."""
 
     def test_traced_against_the_naive_way(self) -> None:
-        levers, device = Levers("fp16"), find_device("t4")
+        options, device = StepOptions("fp16"), find_device("t4")
         config = config_of(256, 4, 4, "pal", 96, 12)
         batches = [batch_of(16, 128, task) for task in ("sst", "para", "sts")]
-        plain = trace_of(config, levers, device, batches, loss_of)
-        ours = trace_of(config, levers, device, batches, loss_of, after=kept_apart([0, 1, 2]))
-        naive = trace_of(config, levers, device, [batches], naive_pcgrad)
+        plain = trace_of(config, options, device, batches, loss_of)
+        ours = trace_of(config, options, device, batches, loss_of, after=kept_apart([0, 1, 2]))
+        naive = trace_of(config, options, device, [batches], naive_pcgrad)
         print(f"plain {plain.peak:,}, ours {ours.peak:,}, naive {naive.peak:,}")
         shared = 4 * shape(config).shared
         assert ours.peak < plain.peak + 2 * shared + 0.05 * plain.peak
@@ -276,22 +276,22 @@ class TestMemory:
         """Closed form within 5 % of the trace, not below by more than the margin."""
         config = config_of(384, 6, 12, "pal", 204, 12)
         run = tiny_run(conflict="pcgrad", max_length=128, batch_size=16)
-        work = work_of(run, config, ranks=1, multiple=8)
+        work = workload_of(run, config, ranks=1, multiple=8)
         assert (work.apart, work.tasks) == (True, 3)
-        plan = Plan(work, Machine(find_device("t4")), Levers(precision), "single", tokens)
+        plan = Plan(work, Machine(find_device("t4")), StepOptions(precision), "single", tokens)
         found = trace_plan(plan, run, config)
         assert plan.estimate.peak / found.peak - 1 == pytest.approx(0.0, abs=0.05)
-        without = Plan(replace(work, apart=False), plan.machine, plan.levers, "single", tokens)
+        without = Plan(replace(work, apart=False), plan.machine, plan.options, "single", tokens)
         assert plan.needed > without.needed + 2 * 4 * work.shape.shared
 
 
-def trace_of(config: Any, levers: Levers, device: Any, batches: list[Any], loss: Any, after: Any = None) -> Any:
+def trace_of(config: Any, options: StepOptions, device: Any, batches: list[Any], loss: Any, after: Any = None) -> Any:
     def model() -> torch.nn.Module:
         built = MultiTaskBert(config)
         return built if after is not None or loss is loss_of else AllTasks(built)
 
     return trace(
-        model, batches, loss=loss, device=device, precision=levers.precision, after=after,
+        model, batches, loss=loss, device=device, precision=options.precision, after=after,
         optimizer=lambda model: torch.optim.AdamW(model.parameters(), fused=True),
     )  # fmt: skip
 

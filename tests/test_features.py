@@ -27,7 +27,7 @@ from pal_dist.core.errors import UserError
 from pal_dist.models.encoder import Encoder
 from pal_dist.models.multi_task import build_model
 from pal_dist.training.feature_cache import FeatureCorpus, damage
-from pal_dist.training.setup import assemble
+from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 
 FROZEN = {"mode": "pretrain", "adapter": "none", "max_steps": 9, "learning_rate": 1e-2, "max_gradient_norm": 0.5}
@@ -46,7 +46,7 @@ def tiny_run(tiny_bert: Path, small_data: Path, cold: Path, tmp_path: Path) -> A
 
 def ready(run: RunConfig, cache_dir: Path) -> Trainer:
     """Assembled and closed: what is on disk and in the trainer can be looked at."""
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     trainer.report.close()
     trainer.engine.close()
     return trainer
@@ -59,7 +59,7 @@ def feature_files(folder: Path) -> set[Path]:
 def fit_in_float64(run: RunConfig, cache_dir: Path) -> tuple[dict[str, np.ndarray], Any]:
     """Train with a model that is in float64 from the start, features included."""
     pal_dist.training.setup.build_model = lambda *given: build_model(*given).double()  # type: ignore[attr-defined]
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     assert isinstance(trainer.train[0], FeatureCorpus) == (run.train.features == "auto")
     state = trainer.fit()
     trainer.report.close()
@@ -128,7 +128,7 @@ def test_the_encoder_rests_and_its_dropout_too(
             assert torch.equal(model.eval()(kept), model(kept))
     calls = []
     monkeypatch.setattr(Encoder, "forward", lambda *_, **__: calls.append(1))
-    trainer = assemble(trainer.run, {}, cache_dir=cold)
+    trainer = set_up(trainer.run, {}, cache_dir=cold)
     assert [len(trainer.micro_batches(served)) for served in trainer.schedule.steps(0, 2)] == [3, 3]
     state = trainer.fit()
     trainer.report.close()

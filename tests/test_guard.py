@@ -19,7 +19,7 @@ from pal_dist.memory.devices import cpu_device
 from pal_dist.memory.tracker import Tracker
 from pal_dist.training.evaluate import predict
 from pal_dist.training.oom_guard import is_out_of_memory
-from pal_dist.training.setup import assemble
+from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 
 FAULTY_STEP = 2
@@ -69,7 +69,7 @@ def arm(trainer: Trainer, place: str, micro_step: str) -> None:
 def train(
     run: RunConfig, cache_dir: Path, place: str = "", faulty: tuple[int, ...] = (), micro_step: str = "first"
 ) -> Any:
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     trainer.engine.model.double()
     trainer.engine.backend.buffer = trainer.engine.backend.buffer.double()
     if trainer.engine.rank in faulty:
@@ -158,7 +158,7 @@ def test_random_numbers_are_a_function_of_seed_step_and_rank() -> None:
 
 def test_checkpointing_comes_after_the_smallest_cut_and_then_the_end(tiny_run, cache_dir: Path) -> None:
     run = tiny_run(tokens_per_micro_batch=96, max_steps=1)
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     told: list[str] = []
     trainer.guard.on_change = told.append
     trainer.engine.model.get_submodule("bert.encoder.layer.0").register_forward_pre_hook(full)
@@ -177,7 +177,7 @@ def test_a_full_card_is_survived(share: float, tiny_run, cache_dir: Path, tmp_pa
     results, highest = [], 0
     for limit in (None, share):
         run = tiny_run(output_dir=tmp_path / str(limit), tokens_per_micro_batch=800, max_steps=3, batch_size=16)
-        trainer = assemble(run, {}, cache_dir=cache_dir)
+        trainer = set_up(run, {}, cache_dir=cache_dir)
         model = trainer.engine.model.double()
         with Tracker(model) as tracker:
             tracker.mark(model.parameters(), "parameters")
@@ -195,7 +195,7 @@ def test_a_full_card_is_survived(share: float, tiny_run, cache_dir: Path, tmp_pa
 
 
 def train_under_zero(run: RunConfig, cache_dir: Path, place: str = "", faulty: tuple[int, ...] = ()) -> Any:
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     if trainer.engine.rank in faulty:
         arm(trainer, place, "last")
     state = trainer.fit()
@@ -230,7 +230,7 @@ def test_dropout_is_the_same_when_layers_are_computed_again(tiny_run, cache_dir:
 
 def evaluate_on_a_small_card(run: RunConfig, cache_dir: Path) -> Any:
     """The second rank cannot hold more than 100 tokens at once."""
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     engine = trainer.engine
 
     def small(_: Any, arguments: tuple[Any, ...]) -> None:
@@ -254,7 +254,7 @@ def test_evaluation_halves_its_batches(tiny_run, cache_dir: Path) -> None:
 def plan_with_unequal_ranks(run: RunConfig, cache_dir: Path) -> Any:
     """The second rank has a fifth of the first one's memory."""
     Engine.device_at_hand = lambda engine: cpu_device(3_000_000 if engine.rank else 15_000_000)  # type: ignore[method-assign]
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     trainer.report.close()
     return trainer.state.tokens_per_micro_batch, trainer.state.checkpoint_layers
 
@@ -270,7 +270,7 @@ def test_every_rank_runs_the_plan_of_the_smallest(tiny_run, cache_dir: Path, tmp
 
 @pytest.mark.parametrize("memory", ["off", "plan_only"])
 def test_memory_can_be_left_alone(memory: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
-    trainer = assemble(tiny_run(memory=memory, tokens_per_micro_batch=None), {}, cache_dir=cache_dir)
+    trainer = set_up(tiny_run(memory=memory, tokens_per_micro_batch=None), {}, cache_dir=cache_dir)
     planned = tmp_path / "run" / "memory.json"
     assert planned.exists() == (memory == "plan_only")
     if memory == "off":

@@ -19,7 +19,7 @@ FLOORS = [
     {"files", "engine.launched", "doctor.findings", "compare.noise"},
     {
         "config", "objectives", "attention", "conflict", "logbook", "sampling", "strategy", "stopping",
-        "memory.tracker", "memory.allocator", "engine.world", "engine.precision", "recipes",
+        "memory.tracker", "memory.allocator", "engine.group", "engine.precision", "recipes",
     },
     {
         "tasks", "settings", "pretrained", "report", "batching", "corpus", "adapters.base", "memory.devices",

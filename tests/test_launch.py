@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pal_dist.cli import main
-from pal_dist.monitoring.status_file import read_entry
+from pal_dist.monitoring.status_file import read_status
 
 ROOT = Path(__file__).parents[1]
 EXPECTED = Path(__file__).with_name("expected")
@@ -183,7 +183,7 @@ def test_stopped_by_a_signal(train: list[object], tmp_path: Path) -> None:
     started = subprocess.Popen(["bash", *map(str, words)], stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PAL_DIST_PYTHON": sys.executable, **slow})  # fmt: skip
     end = time.monotonic() + 200
-    while (entry := read_entry(tmp_path / "run")) is None or entry.step < 2:
+    while (entry := read_status(tmp_path / "run")) is None or entry.step < 2:
         assert time.monotonic() < end
         time.sleep(0.1)
     started.send_signal(signal.SIGUSR1)
@@ -191,7 +191,7 @@ def test_stopped_by_a_signal(train: list[object], tmp_path: Path) -> None:
     assert started.returncode == 75, said
     assert "SIGUSR1" in said
     assert "Traceback" not in said
-    entry = read_entry(tmp_path / "run")
+    entry = read_status(tmp_path / "run")
     assert entry is not None
     assert (entry.state, entry.exit_code) == ("stopped", 75)
     ended = run(*words)

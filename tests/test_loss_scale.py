@@ -12,7 +12,7 @@ from ranks import run_ranks
 
 from pal_dist.config.schema import RunConfig
 from pal_dist.distributed.precision import LossScale
-from pal_dist.training.setup import assemble
+from pal_dist.training.setup import set_up
 
 
 def test_halved_and_doubled() -> None:
@@ -32,7 +32,7 @@ def test_halved_and_doubled() -> None:
 
 
 def train(run: RunConfig, cache_dir: Path, scale: float, overflow_at: int = -1) -> Any:
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     engine = trainer.engine
     if scale:
         engine.scale = engine.backend.scale = LossScale(scale)

@@ -32,7 +32,7 @@ def tiny_config(adapter: str = "pal", **values: object) -> MultiTaskBertConfig:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", Adapter.kinds)
+@pytest.mark.parametrize("kind", Adapter.registry)
 class TestLawsOfEveryAdapter:
     def test_identity_at_birth(self, kind: str) -> None:
         laws.assert_identity_at_birth(MultiTaskBert(tiny_config(kind)), MultiTaskBert(tiny_config("none")))
@@ -200,7 +200,7 @@ def counts_of(kind: str, tasks: list[int]) -> tuple[int, int]:
     ]  # fmt: skip
     with torch.device("meta"):
         model = MultiTaskBert(
-            MultiTaskBertConfig(tasks=entries, adapter=kind, adapter_hidden=Adapter.kinds[kind].width)
+            MultiTaskBertConfig(tasks=entries, adapter=kind, adapter_hidden=Adapter.registry[kind].width)
         )
     adapters = sum(parameter.numel() for parameter in model.adapters.parameters())
     return model.parameter_counts()["total"] - adapters, adapters
@@ -223,16 +223,16 @@ def test_only_chosen_layers_carry_adapters() -> None:
     ],
 )
 def test_options_that_an_encoder_cannot_have(options: dict[str, object], says: str) -> None:
-    from pal_dist.models.multi_task import check_options
+    from pal_dist.models.multi_task import check_model_options
 
     with pytest.raises(UserError, match=says):
-        check_options("tiny", tiny_config().to_dict(), ModelConfig(**options), 16)  # type: ignore[arg-type]
-    check_options("tiny", tiny_config().to_dict(), ModelConfig(adapter="low_rank", adapter_hidden=50), 16)
+        check_model_options("tiny", tiny_config().to_dict(), ModelConfig(**options), 16)  # type: ignore[arg-type]
+    check_model_options("tiny", tiny_config().to_dict(), ModelConfig(adapter="low_rank", adapter_hidden=50), 16)
 
 
 def test_tensor_core_preset() -> None:
     geometry = Geometry(encoder_hidden=768, layers=tuple(range(12)), hidden=192, heads=12, dropout=0.1)
-    pal = Adapter.kinds["pal"](geometry)
+    pal = Adapter.registry["pal"](geometry)
     assert geometry.hidden // geometry.heads == 16
     assert sum(parameter.numel() for parameter in pal.parameters()) == 768 * 192 * 2 + 192 + 768 + 12 * 3 * (
         192**2 + 192

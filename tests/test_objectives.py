@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from pal_dist.core.errors import UserError
 from pal_dist.tasks import objectives
-from pal_dist.tasks.objectives import Binary, Classes, Score, objective_from
+from pal_dist.tasks.objectives import Binary, Classes, Score, read_objective
 
 RANDOM = np.random.default_rng(0)
 
@@ -84,7 +84,7 @@ def test_wrong_labels_are_refused(objective: objectives.Objective, text: str) ->
 
 @pytest.mark.parametrize("objective", [Classes(3), Classes(2, ("a", "b")), Binary(), Binary(("n", "y")), Score(1, 4)])
 def test_objectives_survive_being_written(objective: objectives.Objective) -> None:
-    assert objective_from(objective.to_dict(), where="here") == objective
+    assert read_objective(objective.to_dict(), where="here") == objective
 
 
 @pytest.mark.parametrize(
@@ -92,4 +92,4 @@ def test_objectives_survive_being_written(objective: objectives.Objective) -> No
 )
 def test_no_objective(value: object) -> None:
     with pytest.raises(UserError, match="here: `objective` must be"):
-        objective_from(value, where="here")
+        read_objective(value, where="here")

@@ -14,10 +14,19 @@ from ranks import in_parallel
 
 from pal_dist.cli import main
 from pal_dist.core.errors import DoesNotFitError, UserError
-from pal_dist.memory.closed_form import Levers
+from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.devices import DEVICES, GIBIBYTE, device_at_hand, find_device
-from pal_dist.memory.planner import free_choices, in_flags
-from pal_dist.memory.search import Choices, Machine, Plan, Work, candidates, cures, fastest, widest
+from pal_dist.memory.planner import as_flags, full_search_space
+from pal_dist.memory.search import (
+    Machine,
+    Plan,
+    SearchSpace,
+    Workload,
+    alternatives,
+    candidates,
+    fastest,
+    largest_that_fits,
+)
 
 THE_RUN = [
     "plan",
@@ -110,37 +119,37 @@ class TestVerb:
 
 
 class TestSearch:
-    def work(self) -> Work:
-        return Work(shape(random_run(2).config), 64, 128, 60.0, 3, 192)
+    def work(self) -> Workload:
+        return Workload(shape(random_run(2).config), 64, 128, 60.0, 3, 192)
 
     def test_more_memory_is_never_slower(self) -> None:
         work, speeds = self.work(), []
         for name in ("t4", "a100-40", "a100-80"):
             card = replace(find_device("t4"), memory=find_device(name).memory)
             machine = Machine(card)
-            found = fastest(list(candidates(work, machine, free_choices(machine))))
+            found = fastest(list(candidates(work, machine, full_search_space(machine))))
             assert found is not None
             speeds.append(found.seconds)
         assert speeds == sorted(speeds, reverse=True)
 
     def test_widest_is_the_widest(self) -> None:
         card = replace(find_device("t4"), memory=find_device("t4").context + GIBIBYTE // 8)
-        found = widest(Plan(self.work(), Machine(card), Levers(), "single", 128))
+        found = largest_that_fits(Plan(self.work(), Machine(card), StepOptions(), "single", 128))
         assert found.fits
         assert found.tokens < found.work.most_tokens
         assert not replace(found, tokens=found.tokens + 128).fits
 
     def test_every_cure_is_another_plan(self) -> None:
-        base = Plan(self.work(), Machine(find_device("t4"), gpus=2), Levers("fp32", "eager"), "ddp", 8192)
-        found = cures(base)
-        assert len({in_flags(other) + other.strategy + other.levers.attention for _, other in found}) == len(found)
+        base = Plan(self.work(), Machine(find_device("t4"), gpus=2), StepOptions("fp32", "eager"), "ddp", 8192)
+        found = alternatives(base)
+        assert len({as_flags(other) + other.strategy + other.options.attention for _, other in found}) == len(found)
         assert {"checkpointing every layer", "precision fp16", "optimizer adamw_8bit", "zero3"} <= {
             name for name, _ in found
         }
 
     def test_zero_and_8_bit_are_never_planned_together(self) -> None:
-        choices = Choices(("fp16",), strategy=("zero1", "zero2_offload"))
-        assert {plan.levers.optimizer for plan in candidates(self.work(), Machine(find_device("t4")), choices)} == {
+        choices = SearchSpace(("fp16",), strategy=("zero1", "zero2_offload"))
+        assert {plan.options.optimizer for plan in candidates(self.work(), Machine(find_device("t4")), choices)} == {
             "adamw"
         }
 
@@ -182,14 +191,14 @@ def test_a_run_that_cannot_fit_is_refused_before_step_one(
 ) -> None:
     from pal_dist.distributed.engine import Engine
     from pal_dist.memory.devices import cpu_device
-    from pal_dist.training.setup import assemble
+    from pal_dist.training.setup import set_up
 
     monkeypatch.setattr(Engine, "device_at_hand", lambda _: cpu_device(300_000))
     run = tiny_run()
     with pytest.raises(DoesNotFitError, match=r"does not fit: it needs .* MiB .*--memory off tries it all the same"):
-        assemble(run, {}, cache_dir=cache_dir)
+        set_up(run, {}, cache_dir=cache_dir)
     assert not Path(str(run.train.output_dir)).exists()
-    trainer = assemble(tiny_run(memory="off"), {}, cache_dir=cache_dir)
+    trainer = set_up(tiny_run(memory="off"), {}, cache_dir=cache_dir)
     trainer.report.close()
     trainer.engine.close()
 
@@ -198,11 +207,11 @@ def test_a_tight_plan_is_proved_and_written_down(tiny_run, cache_dir: Path, monk
     """On a device with little room to spare: the worst batches are run, and what they showed lies beside the run."""
     from pal_dist.distributed.engine import Engine
     from pal_dist.memory.devices import cpu_device
-    from pal_dist.training.setup import assemble
+    from pal_dist.training.setup import set_up
 
     monkeypatch.setattr(Engine, "device_at_hand", lambda _: cpu_device(1_400_000))
     run = tiny_run(max_steps=3, evaluate_every="3")
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     record = json.loads((trainer.folder / "memory.json").read_text())
     assert record["evidence"]["micro_batches"]
     assert record["tokens_per_micro_batch"] == trainer.state.tokens_per_micro_batch
@@ -210,7 +219,7 @@ def test_a_tight_plan_is_proved_and_written_down(tiny_run, cache_dir: Path, monk
     trainer.state.tokens_per_micro_batch = 64  # as if the guard had made it smaller after the checkpoint's plan
     trainer.report.close()
     trainer.engine.close()
-    again = assemble(run, {}, cache_dir=cache_dir)
+    again = set_up(run, {}, cache_dir=cache_dir)
     assert again.state.tokens_per_micro_batch == record["tokens_per_micro_batch"]
     again.report.close()
     again.engine.close()

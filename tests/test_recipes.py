@@ -31,7 +31,7 @@ from pal_dist.optim.optimizers import learning_rate_factor
 from pal_dist.tasks.objectives import Classes, Score
 from pal_dist.tasks.registry import TASKS, Task
 from pal_dist.training.run_state import RunState
-from pal_dist.training.setup import assemble, train
+from pal_dist.training.setup import set_up, train
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "pal_dist" / "recipes"
@@ -76,7 +76,7 @@ def test_it_fits_a_t4(name: str) -> None:
     flags = {"model": "bert-base-uncased"} if name == "joint_finetune" else {}
     found = answer(Question(*resolve(flags, recipe=name), gpu="t4"), certify=False).planned
     assert found.fits
-    assert found.plan.levers.optimizer == "adamw"
+    assert found.plan.options.optimizer == "adamw"
 
 
 def _rows(task: Task, count: int) -> str:
@@ -117,7 +117,7 @@ def all_data(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def forced(name: str, tiny_bert: Path, all_data: Path, cache_dir: Path, folder: Path) -> tuple[RunConfig, dict]:
     """The recipe with what a BERT of width 24 and 64 positions forces, and two steps; nothing else."""
-    given, kind = resolve({}, recipe=name)[0], Adapter.kinds[read_recipe(name).settings["adapter"]]
+    given, kind = resolve({}, recipe=name)[0], Adapter.registry[read_recipe(name).settings["adapter"]]
     flags = {"model": tiny_bert, "data_dir": all_data, "cache_dir": cache_dir, "output_dir": folder, "max_steps": 2,
              "max_length": min(given.data.max_length, 64)}  # fmt: skip
     if given.model.adapter_hidden:
@@ -149,7 +149,7 @@ def test_the_joint_recipe_goes_on_from_the_merged_model(
     train(run, origins, cache_dir=cache_dir)
     second, _ = forced("joint_finetune", tiny_bert, all_data, cache_dir, Path("runs/joint_finetune"))
     model = resolve({}, recipe="joint_finetune")[0].model.model
-    trainer = assemble(replace(second, model=replace(second.model, model=model)), {}, cache_dir=cache_dir)
+    trainer = set_up(replace(second, model=replace(second.model, model=model)), {}, cache_dir=cache_dir)
     saved = load_file(tmp_path / "runs" / "individual_pretrain" / "model" / "model.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in trainer.engine.model.state_dict().items())
     trainer.report.close()
@@ -329,9 +329,9 @@ class TestParts:
 
 def test_a_score_that_was_no_number_is_bettered() -> None:
     state = RunState()
-    assert state.improve({"sts": math.nan, "sst": 0.5}) == ["sts", "sst"]
+    assert state.update_bests({"sts": math.nan, "sst": 0.5}) == ["sts", "sst"]
     state.step = 3
-    assert state.improve({"sts": -0.2, "sst": 0.5}) == ["sts"]
-    assert state.improve({"sts": math.nan, "sst": math.nan}) == []
+    assert state.update_bests({"sts": -0.2, "sst": 0.5}) == ["sts"]
+    assert state.update_bests({"sts": math.nan, "sst": math.nan}) == []
     assert state.best_each == {"sts": {"step": 3, "value": -0.2}, "sst": {"step": 0, "value": 0.5}}
     assert state.mean_of_bests() == pytest.approx(0.15)

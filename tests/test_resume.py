@@ -17,10 +17,10 @@ from test_strategies import SHARED_OUT, distances
 import pal_dist.training.checkpoint
 import pal_dist.training.trainer
 from pal_dist.config.schema import RunConfig
-from pal_dist.core.errors import LostError, StoppedError, UserError
-from pal_dist.training.checkpoint import checkpoints, newest_whole
-from pal_dist.training.preemption import FLAG
-from pal_dist.training.setup import assemble
+from pal_dist.core.errors import RankLostError, StoppedError, UserError
+from pal_dist.training.checkpoint import checkpoints, newest_intact
+from pal_dist.training.preemption import STOP_FILE
+from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 
 FLAGS = {"max_steps": 9, "evaluate_every": 4, "save_every": 2, "tokens_per_micro_batch": 96, "dropout": 0.1}
@@ -29,7 +29,7 @@ PLACES = ("step", "evaluation", "save")
 
 def fit(run: RunConfig, cache_dir: Path, stop_at: int | None = None) -> tuple[Parameters, dict[str, Any]]:
     """Train to the end, or ask to be stopped before the step after `stop_at`."""
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     step = trainer.step
 
     def watched(served: Any) -> Any:
@@ -38,7 +38,7 @@ def fit(run: RunConfig, cache_dir: Path, stop_at: int | None = None) -> tuple[Pa
         return step(served)
 
     trainer.step = watched  # type: ignore[method-assign]
-    with trainer.stop:
+    with trainer.preemption:
         state = trainer.fit()
     values = {name: value.detach().float().numpy().copy() for name, value in trainer.engine.values().items()}
     trainer.report.close()
@@ -87,7 +87,7 @@ def killed_and_resumed(run: RunConfig, cache_dir: Path, *, seed: int, ranks: int
     died = run_ranks(fit_until_killed, run, cache_dir, place, step, ranks=ranks)
     # Who has not died yet when the other does meets a closed connection.
     assert any(isinstance(rank, Died) and rank.code == -signal.SIGKILL for rank in died), (place, step, died)
-    assert all(isinstance(rank, (Died, RuntimeError, LostError)) for rank in died), (place, step, died)
+    assert all(isinstance(rank, (Died, RuntimeError, RankLostError)) for rank in died), (place, step, died)
     return f"{place} {step}", run_ranks(fit, run, cache_dir, ranks=ranks)
 
 
@@ -150,7 +150,7 @@ class TestDamage:
         older, newest = checkpoints(folder)
         part = next(newest.glob("*.safetensors"))
         os.truncate(part, part.stat().st_size - 7)
-        assert newest_whole(folder) == older
+        assert newest_intact(folder) == older
         said = capsys.readouterr().err
         assert f"{newest} is damaged" in said
         assert "bytes, expected" in said
@@ -172,8 +172,8 @@ class TestDamage:
 
 def test_stopped_by_a_file(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     run = tiny_run(max_steps=5)
-    trainer = assemble(run, {}, cache_dir=cache_dir)
-    (tmp_path / "run" / FLAG).touch()
+    trainer = set_up(run, {}, cache_dir=cache_dir)
+    (tmp_path / "run" / STOP_FILE).touch()
     with pytest.raises(StoppedError, match="stopped before step 1, as asked"):
         trainer.fit()
     trainer.report.close()

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pal_dist.cli import main
 from pal_dist.core.errors import UserError
 from pal_dist.distributed.precision import choose_precision
-from pal_dist.training.setup import assemble, train
+from pal_dist.training.setup import set_up, train
 from pal_dist.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def train_and_read(run: Any, cache_dir: Path, stop_after: int | None = None) -> 
             train(run, {}, cache_dir=cache_dir)
         except KeyboardInterrupt:
             return None
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     trainer.fit()
     trainer.report.close()
     trainer.engine.close()
@@ -215,7 +215,7 @@ class TestResume:
 
 def one_task_steps(run: Any, cache_dir: Path) -> list[str]:
     """Names of parameters or moments that moved in a step that did not serve their task."""
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     engine, wrong = trainer.engine, []
 
     def snapshot(task: str) -> dict[str, torch.Tensor]:
@@ -264,12 +264,12 @@ def test_bf16_follows_fp32(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
         run = tiny_run(precision=precision, output_dir=tmp_path / precision)
-        trainer = assemble(run, {}, cache_dir=cache_dir)
+        trainer = set_up(run, {}, cache_dir=cache_dir)
         trainer.fit()
         trainer.report.close()
         trainer.engine.close()
         assert {value.dtype for value in trainer.engine.model.parameters()} == {torch.float32}
-        batch = trainer.engine.place(trainer.train[0].batch("sst", np.arange(4)))
+        batch = trainer.engine.to_device(trainer.train[0].batch("sst", np.arange(4)))
         assert trainer.engine.forward(batch).dtype == torch.float32
         lines = (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
         losses[precision] = [entry["loss"]["sst"] for entry in map(json.loads, lines) if "loss" in entry]
@@ -305,7 +305,7 @@ def test_going_on_from_a_saved_model(tiny_run, cache_dir: Path, tmp_path: Path) 
     first = tiny_run(mode="pretrain", output_dir=tmp_path / "first")
     train(first, {}, cache_dir=cache_dir)
     second = tiny_run(model=tmp_path / "first" / "model", output_dir=tmp_path / "second")
-    trainer = assemble(second, {}, cache_dir=cache_dir)
+    trainer = set_up(second, {}, cache_dir=cache_dir)
     saved = load_file(tmp_path / "first" / "model" / "model.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in trainer.engine.model.state_dict().items())
     trainer.report.close()
@@ -363,7 +363,7 @@ def test_useful_share_on_the_real_data(shared: Path, minilm: Path, tmp_path: Pat
     flags = {"data_dir": str(shared / "data"), "model": str(minilm), "cache_dir": str(tmp_path), "epochs": "1",
              "output_dir": str(tmp_path / "run")}  # fmt: skip
     run = resolve(flags)[0]
-    trainer = assemble(run, {}, cache_dir=tmp_path)
+    trainer = set_up(run, {}, cache_dir=tmp_path)
     sampling = trainer.schedule.sampling
     for kind in ("round_robin", "random", "proportional", "sqrt", "annealed"):
         for step_tasks in ("all", "one"):

@@ -15,18 +15,18 @@ from pal_dist.data.token_cache import Corpus, load_corpus, load_tokenizer
 from pal_dist.models.multi_task import build_model
 from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
 from pal_dist.tasks.registry import resolve_tasks
-from pal_dist.training.setup import assemble, plan_steps
+from pal_dist.training.setup import plan_steps, set_up
 
 Parameters = dict[str, np.ndarray]
 
 
 def train_in_float64(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[str, Any]]:
     """What `pal-dist train` does, with a model in float64."""
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     trainer.engine.model.double()
     trainer.engine.backend.buffer = trainer.engine.backend.buffer.double()
-    if trainer.engine.apart is not None:
-        trainer.engine.keep_tasks_apart(len(trainer.tasks))
+    if trainer.engine.task_gradients is not None:
+        trainer.engine.separate_task_gradients(len(trainer.tasks))
     state = trainer.fit()
     trainer.report.close()
     trainer.engine.close()
@@ -113,7 +113,7 @@ def test_same_gradient(case: str, tiny_run, cache_dir: Path, tmp_path: Path) -> 
 
 def first_gradient(run: RunConfig, cache_dir: Path) -> Parameters:
     """The gradient of the first step in float32, summed over the ranks, before clipping and the update."""
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     engine = trainer.engine
     engine.step = lambda **_: (engine.backend.reduce(), torch.zeros(()))[1]  # type: ignore[method-assign,assignment]
     trainer.step(next(trainer.schedule.steps(0, 1)))

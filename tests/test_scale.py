@@ -16,12 +16,12 @@ from random_runs import shape as shape_of
 from test_batching import lengths_like_text
 
 from pal_dist.cli import main
-from pal_dist.data.batching import MicroBatch, Schedule, deal, micro_batches
+from pal_dist.data.batching import MicroBatch, Schedule, assign_micro_batches, micro_batches
 from pal_dist.data.sampling import Sampling
-from pal_dist.memory.closed_form import Levers
+from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.devices import find_device
 from pal_dist.memory.scaling import scaled, strong, weak
-from pal_dist.memory.search import Machine, Plan, Work
+from pal_dist.memory.search import Machine, Plan, Workload
 from pal_dist.memory.step_time import LINK_LATENCY, NETWORK_LATENCY, exchange_seconds
 
 RANKS = 512
@@ -34,8 +34,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 def plan(gpus: int = 8, nodes: int = 64, kind: str = "a100-40", strategy: str = "ddp", **changes: Any) -> Plan:
     machine = Machine(replace(find_device(kind), **changes), gpus, nodes)
-    work = Work(SHAPE, rows=32, longest=128, mean_length=30.0, tasks=3, examples=96 * machine.ranks)
-    return Plan(work, machine, Levers("bf16", "sdpa", 0, "adamw"), strategy, tokens=4096)
+    work = Workload(SHAPE, rows=32, longest=128, mean_length=30.0, tasks=3, examples=96 * machine.ranks)
+    return Plan(work, machine, StepOptions("bf16", "sdpa", 0, "adamw"), strategy, tokens=4096)
 
 
 class TestModel:
@@ -119,7 +119,9 @@ class TestSchedule:
         everything = np.zeros((2, RANKS))
         for served in self.schedule.steps(0, 20):
             tokens = np.zeros((2, RANKS))  # with padding, and without
-            for task, rows, hands in deal(served, list(self.lengths), budget=4096, ranks=RANKS, multiple=8):
+            for task, rows, hands in assign_micro_batches(
+                served, list(self.lengths), budget=4096, ranks=RANKS, multiple=8
+            ):
                 tokens[0] += [self.padded(task, rows[hand]) for hand in hands]
                 tokens[1] += [int(self.lengths[task][rows[hand]].sum()) for hand in hands]
             assert tokens[0].max() / tokens[0].mean() < 1.05

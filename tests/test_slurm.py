@@ -27,7 +27,7 @@ from slurm_cluster import SCRIPTS, Cluster, Job, start_cluster, stop_cluster
 
 from pal_dist.config.resolve import resolve
 from pal_dist.config.schema import RunConfig
-from pal_dist.training.preemption import FLAG
+from pal_dist.training.preemption import STOP_FILE
 from pal_dist.training.setup import train as train_here
 
 pytestmark = pytest.mark.long
@@ -97,7 +97,7 @@ def disturbed(cluster: Cluster, small: list[object], tmp_path_factory: pytest.Te
     lost.at_step(15)
     cluster.power(lost.status().entry.host, on=False)
     (folder / "undisturbed" / "run").mkdir(parents=True)
-    (folder / "undisturbed" / "run" / FLAG).touch()  # a request to a run that has ended since: nothing to this one
+    (folder / "undisturbed" / "run" / STOP_FILE).touch()  # a request to a run that has ended since: nothing to this one
     undisturbed = submit("undisturbed", "--nodelist=n1,n2", seconds=0.0)
     busy = fail_on_a_busy_node(cluster, small, folder / "busy")
     return Disturbed(undisturbed, lost, limit, preempted, busy, more_time)

@@ -13,12 +13,12 @@ import pytest
 from pal_dist.cli import main
 from pal_dist.core.errors import DoesNotFitError, StoppedError, UserError
 from pal_dist.monitoring.status import SILENT_SECONDS, runs_below, status_of
-from pal_dist.monitoring.status_file import FILE, Entry, Logbook, read_entry
-from pal_dist.training.setup import assemble, train
+from pal_dist.monitoring.status_file import FILE, Entry, StatusFile, read_status
+from pal_dist.training.setup import set_up, train
 
 
 def rewrite(folder: Path, **changes: object) -> None:
-    entry = read_entry(folder)
+    entry = read_status(folder)
     assert entry is not None
     (folder / FILE).write_text(json.dumps(asdict(replace(entry, **changes))))  # type: ignore[arg-type]
 
@@ -48,7 +48,7 @@ def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_while_it_runs(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     """What is seen from outside at each step is what the trainer knows inside."""
-    trainer = assemble(tiny_run(log_every=1, evaluate_every="3"), {}, cache_dir=cache_dir)
+    trainer = set_up(tiny_run(log_every=1, evaluate_every="3"), {}, cache_dir=cache_dir)
     folder = tmp_path / "run"
     assert status_of(folder).verdict == "starting"
     seen = []
@@ -93,9 +93,9 @@ def test_how_it_ended(
 
 
 def test_starts_are_counted(finished: Path) -> None:
-    first = read_entry(finished)
+    first = read_status(finished)
     assert first is not None
-    Logbook(finished, 6, 6, {"slurm_job": "7", "slurm_restarts": "1"})
+    StatusFile(finished, 6, 6, {"slurm_job": "7", "slurm_restarts": "1"})
     found = status_of(finished)
     assert found.entry.starts == 2
     assert found.entry.first_started == first.first_started
@@ -138,10 +138,10 @@ def test_folders_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_entries_are_whole_or_old(tmp_path: Path) -> None:
-    book = Logbook(tmp_path, 0, 9, {})
+    book = StatusFile(tmp_path, 0, 9, {})
     for step in range(5):
         book.write("training", step)
-        assert isinstance(read_entry(tmp_path), Entry)
+        assert isinstance(read_status(tmp_path), Entry)
     assert not [path for path in tmp_path.iterdir() if path.name != FILE]
-    assert read_entry(tmp_path) is not None
+    assert read_status(tmp_path) is not None
     assert book.entry.pid == os.getpid()

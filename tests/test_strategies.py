@@ -14,12 +14,12 @@ from test_same_gradient import Parameters, plain_reference
 from torch.distributed.tensor import DTensor
 
 from pal_dist.config.schema import RunConfig
-from pal_dist.memory.closed_form import Levers, shape_of
+from pal_dist.memory.closed_form import StepOptions, shape_of
 from pal_dist.memory.sharding import sharded
 from pal_dist.models.multi_task import MultiTaskBert, model_config
 from pal_dist.models.pretrained import read_model_config
 from pal_dist.tasks.registry import resolve_tasks
-from pal_dist.training.setup import assemble
+from pal_dist.training.setup import set_up
 
 SHARED_OUT = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2"]
 
@@ -36,7 +36,7 @@ CASES = {
 
 
 def fit(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[str, Any]]:
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     state = trainer.fit()
     values = {name: value.detach().float().numpy().copy() for name, value in trainer.engine.values().items()}
     trainer.report.close()
@@ -89,7 +89,7 @@ def test_alone(strategy: str, tiny_run, cache_dir: Path) -> None:
 
 def fit_with_other_tasks_on_the_other_rank(run: RunConfig, cache_dir: Path) -> Parameters:
     """The second rank goes through its micro-batches, and so through the tasks, from the last to the first."""
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     honest = trainer.micro_batches
     if trainer.engine.rank:
         trainer.micro_batches = lambda served: honest(served)[::-1]  # type: ignore[method-assign]
@@ -115,7 +115,7 @@ def test_different_tasks_on_different_ranks(tiny_run, cache_dir: Path, tmp_path:
 
 def bytes_held(run: RunConfig, cache_dir: Path) -> int:
     """Of all tensors that are alive between two steps, each storage once."""
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     trainer.engine.model.train()
     for served in trainer.schedule.steps(0, 2):
         trainer.step(served)
@@ -138,7 +138,7 @@ def test_the_algebra_of_shares(strategy: str, minilm: Path, tiny_run, cache_dir:
     config = model_config(read_model_config(minilm), resolve_tasks(run.data.tasks), run.model, 48)
     with torch.device("meta"):
         known = shape_of(MultiTaskBert(config), config)
-    parts = sharded(known, Levers("fp32"), strategy, 2)
+    parts = sharded(known, StepOptions("fp32"), strategy, 2)
     planned = parts.parameters + parts.state + parts.buffers
     for held in run_ranks(bytes_held, run, cache_dir):
         assert isinstance(held, int), held

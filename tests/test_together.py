@@ -17,10 +17,10 @@ from ranks import Died, run_ranks
 
 import pal_dist.distributed.process_group
 from pal_dist.config.schema import RunConfig
-from pal_dist.core.errors import DoesNotFitError, LostError, UserError
+from pal_dist.core.errors import DoesNotFitError, RankLostError, UserError
 from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.process_group import HUNG, LOST
-from pal_dist.training.setup import assemble
+from pal_dist.training.setup import set_up
 
 SECONDS = 30
 
@@ -32,7 +32,7 @@ def train(run: RunConfig, cache_dir: Path, trouble: str = "") -> Any:
         run = replace(run, optimizer=replace(run.optimizer, learning_rate=0.5))
     if odd and trouble == "world":
         os.environ["WORLD_SIZE"] = "3"
-    trainer = assemble(run, {}, cache_dir=cache_dir)
+    trainer = set_up(run, {}, cache_dir=cache_dir)
     honest = trainer.step
 
     def step(served: Any) -> Any:
@@ -97,7 +97,7 @@ def test_a_lost_rank_is_noticed(meet) -> None:
     survivor, killed = meet("killed")
     assert isinstance(killed, Died)
     assert killed.code == -signal.SIGKILL
-    assert isinstance(survivor, LostError)
+    assert isinstance(survivor, RankLostError)
     assert "rank 0: another rank is gone" in str(survivor)
 
 
@@ -115,7 +115,7 @@ def test_a_hang_is_named(meet) -> None:
 def watch_a_silent_rank() -> Any:
     pal_dist.distributed.process_group.LOST_SECONDS = 5.0
     engine = Engine()
-    engine.world.watch(1000)
+    engine.group.watch(1000)
     if engine.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)  # its connections stay open
     time.sleep(3 * SECONDS)
@@ -130,9 +130,9 @@ def test_a_silent_rank_is_noticed() -> None:
 
 def leave_at_different_times() -> str:
     engine = Engine()
-    engine.world.watch(1000)
+    engine.group.watch(1000)
     time.sleep(3 if engine.rank == 1 else 1)
-    engine.world.leave()
+    engine.group.leave()
     return "left"
 
 
@@ -190,5 +190,5 @@ def test_restarted_by_torchrun(tiny_bert: Path, small_data: Path, cache_dir: Pat
 )
 def test_refused(flags: dict[str, str], words: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        assemble(tiny_run(strategy="zero2", **flags), {}, cache_dir=cache_dir)
+        set_up(tiny_run(strategy="zero2", **flags), {}, cache_dir=cache_dir)
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pal_dist.memory import find_device, trace
 from pal_dist.memory.allocator import CachingAllocator, reserved_bytes
-from pal_dist.memory.closed_form import Levers
+from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.tracker import CATEGORIES, Tracker
 
 MEBIBYTE = 1 << 20
@@ -42,7 +42,7 @@ def test_equals_real_allocations_on_a_cpu(precision: str, checkpoint_layers: int
     config = config_of(96, 3, 4, "pal", 48, 4, vocab_size=500)
     sizes = [(12, 64, "sst"), (8, 50, "para"), (4, 80, "sts")]
     batches = [batch_of(*size) for size in sizes]
-    found = traced(config, Levers(precision, "sdpa", checkpoint_layers, optimizer), batches, None)
+    found = traced(config, StepOptions(precision, "sdpa", checkpoint_layers, optimizer), batches, None)
     model = build(config, checkpoint_layers).train()
     update = optimizer_of(model, optimizer)
     real_step(model, update, sizes, precision)
@@ -116,7 +116,7 @@ def test_a_model_without_loss_is_a_mistake() -> None:
 def test_nothing_is_allocated() -> None:
     """A step of 100 GiB is traced on any machine."""
     config = config_of(256, 2, 4)
-    found = traced(config, Levers("fp32", "eager"), [batch_of(1600, 512)], find_device("t4"))
+    found = traced(config, StepOptions("fp32", "eager"), [batch_of(1600, 512)], find_device("t4"))
     assert found.peak > 50 * (1 << 30)
 
 
@@ -125,7 +125,7 @@ class TestEmulation:
 
     def act(self, precision: str, attention: str = "sdpa", device: str = "t4", **options: object) -> int:
         config = config_of(256, 2, 4, **options)
-        return traced(config, Levers(precision, attention), [batch_of(ROWS, 128)], find_device(device)).categories[
+        return traced(config, StepOptions(precision, attention), [batch_of(ROWS, 128)], find_device(device)).categories[
             "activations"
         ]
 
@@ -153,7 +153,7 @@ class TestEmulation:
     def test_half_precision_halves_activations_and_copies_weights(self) -> None:
         config = config_of(512, 4, 8, adapter="none")
         full, half = (
-            traced(config, Levers(precision), [batch_of(16, 128)] * 2, find_device("t4"))
+            traced(config, StepOptions(precision), [batch_of(16, 128)] * 2, find_device("t4"))
             for precision in ("fp32", "fp16")
         )
         assert 0.5 < half.categories["activations"] / full.categories["activations"] < 0.75
@@ -205,7 +205,7 @@ class TestAllocator:
 
 
 def test_categories_are_complete() -> None:
-    found = traced(config_of(128, 2, 2), Levers("fp16"), [batch_of(4, 32)] * 2, find_device("t4"))
+    found = traced(config_of(128, 2, 2), StepOptions("fp16"), [batch_of(4, 32)] * 2, find_device("t4"))
     assert set(found.categories) == set(CATEGORIES)
     assert all(sum(entry.values()) <= found.peak for _, entry in found.timeline)
     assert max(sum(entry.values()) for _, entry in found.timeline) == found.peak
@@ -216,7 +216,7 @@ def test_a_first_step_changes_no_byte_of_the_second(seed: int) -> None:
     run = random_run(seed)
     batches = [batch_of(run.rows, run.length)] * run.micro_batches
     long, short = (
-        traced(run.config, run.levers, batches, run.device, replay=replay) for replay in (True, False)
+        traced(run.config, run.options, batches, run.device, replay=replay) for replay in (True, False)
     )  # fmt: skip
     assert (short.peak, short.resident, short.at) == (long.peak, long.resident, long.at)
     assert (short.categories, short.modules) == (long.categories, long.modules)

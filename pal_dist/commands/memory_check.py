@@ -15,13 +15,13 @@ from pal_dist.core.atomic_io import write_json
 from pal_dist.data.batching import MicroBatch
 from pal_dist.memory.devices import MEBIBYTE
 from pal_dist.memory.planner import build_for_trace
-from pal_dist.memory.plot import memory_picture
+from pal_dist.memory.plot import plot_memory
 from pal_dist.memory.trace import Trace, summarise, trace
 from pal_dist.memory.tracker import OPTIMIZER, PARAMETERS, Tracker
 from pal_dist.models.multi_task import MultiTaskBert
 from pal_dist.monitoring.report import say, table
 from pal_dist.optim.optimizers import build_optimizer
-from pal_dist.training.setup import assemble
+from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 from pal_dist.training.worst_batch import worst_micro_batches
 
@@ -51,7 +51,7 @@ def profile(run: RunConfig, origins: dict[str, str], *, cache_dir: Path, force_t
     run = replace(
         run, memory=replace(run.memory, memory="plan_only" if run.memory.memory == "auto" else run.memory.memory)
     )
-    trainer = assemble(run, origins, cache_dir=cache_dir)
+    trainer = set_up(run, origins, cache_dir=cache_dir)
     try:
         planned, budget = plan_of(trainer), trainer.state.tokens_per_micro_batch
         if force_tokens is not None:
@@ -161,7 +161,7 @@ def _write(trainer: Trainer, seen: Trace, planned: Trace, measured: int) -> Iter
     from PIL import Image
 
     folder = trainer.folder
-    picture = memory_picture(seen.timeline, f"memory of one step: {trainer.run.model.model}, worst batch of each task")
+    picture = plot_memory(seen.timeline, f"memory of one step: {trainer.run.model.model}, worst batch of each task")
     Image.fromarray(picture).save(folder / "memory.png")
     yield folder / "memory.png"
     trainer.report.picture("memory/step", picture)

@@ -19,23 +19,23 @@ from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.strategy import read_strategy
 from pal_dist.memory.devices import GIBIBYTE, Device, find_device
 from pal_dist.memory.planner import (
-    Planned,
+    PlannedRun,
+    as_flags,
     as_record,
     caches_features,
-    free_choices,
-    in_flags,
+    full_search_space,
     search,
     trace_plan,
-    work_of,
+    workload_of,
 )
-from pal_dist.memory.scaling import CHECKPOINT_STEPS, STORAGE, Scaled, strong, weak
-from pal_dist.memory.search import Choices, Machine, Plan, candidates, cures, nearest_misfit
-from pal_dist.models.multi_task import check_options, model_config
+from pal_dist.memory.scaling import CHECKPOINT_STEPS, STORAGE, ScalingPoint, strong, weak
+from pal_dist.memory.search import Machine, Plan, SearchSpace, alternatives, candidates, nearest_that_does_not_fit
+from pal_dist.models.multi_task import check_model_options, model_config
 from pal_dist.models.pretrained import KNOWN_ENCODERS, encoder_config
 from pal_dist.monitoring.report import table
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.inputs import load_corpora, locate
-from pal_dist.training.setup import refuse
+from pal_dist.training.setup import check_compatible
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Answer:
     """The plan, or the least that was asked and does not fit with the nearest plan that would."""
 
     question: Question
-    planned: Planned
-    would_fit: Planned | None
+    planned: PlannedRun
+    would_fit: PlannedRun | None
     lengths_from: str
     cached: bool = False
     """The run computes once what its heads read, so it needs less than the plan."""
@@ -124,7 +124,7 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = (), cer
     run = question.run
     tasks = resolve_tasks(run.data.tasks)
     encoder = encoder_config(run.model.model)
-    check_options(run.model.model, encoder, run.model, run.data.max_length)
+    check_model_options(run.model.model, encoder, run.model, run.data.max_length)
     config = model_config(encoder, tasks, run.model, run.data.max_length)
     device = _device(question)
     cached = caches_features(run, config)
@@ -136,13 +136,13 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = (), cer
     if lengths:
         sampling = Sampling(run.batch.sampling, tuple(map(len, lengths)), run.batch.batch_size, run.batch.step_tasks,
                             run.train.epochs, run.train.seed)  # fmt: skip
-    work = work_of(
+    work = workload_of(
         run, config, ranks=machine.ranks, multiple=1 if machine.device.is_cpu else 8, sampling=sampling,
         lengths=lengths, graphs=question.task_graphs,
     )  # fmt: skip
-    free = free_choices(machine)
+    free = full_search_space(machine)
     if run.train.strategy != "auto":
-        refuse(run, read_strategy(run.train.strategy))
+        check_compatible(run, read_strategy(run.train.strategy))
     choices = _choices(question, free)
     found = search(work, machine, choices, run, config, certify=certify)
     source = "token lengths of the training files" if lengths else f"every example {work.longest} tokens long (no data)"
@@ -153,7 +153,7 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = (), cer
     if least.is_replicated and not machine.device.is_cpu and least.work.graphs == 1:
         traced = trace_plan(least, run, config)
     would = search(work, machine, free, run, config, certify=False)
-    return Answer(question, Planned(least, traced, tuple(candidates(work, machine, choices))), would, source, cached)
+    return Answer(question, PlannedRun(least, traced, tuple(candidates(work, machine, choices))), would, source, cached)
 
 
 def _device(question: Question) -> Device:
@@ -167,12 +167,12 @@ def _device(question: Question) -> Device:
     return found
 
 
-def _choices(question: Question, free: Choices) -> Choices:
-    """The levers that the question leaves free."""
+def _choices(question: Question, free: SearchSpace) -> SearchSpace:
+    """The options that the question leaves free."""
     run = question.run
     single = "ddp" if question.gpus * question.nodes > 1 else "single"
     precision, layers = run.train.precision, run.memory.checkpoint_layers
-    return Choices(
+    return SearchSpace(
         precision=free.precision if precision == "auto" else (precision,),
         attention=(question.attention,),
         checkpoint_layers=free.checkpoint_layers if layers is None else (layers,),
@@ -188,7 +188,7 @@ def to_json(answer: Answer) -> str:
     record["cures"] = [
         {"lever": name, "saves_bytes": answer.planned.plan.needed - other.needed,
          "time_ratio": other.seconds / answer.planned.plan.seconds, "fits": other.fits}
-        for name, other in cures(answer.planned.plan)
+        for name, other in alternatives(answer.planned.plan)
     ]  # fmt: skip
     record["nearest_that_fits"] = as_record(answer.would_fit) if answer.would_fit else None
     if answer.planned.plan.machine.ranks > 1:
@@ -197,7 +197,7 @@ def to_json(answer: Answer) -> str:
     return json.dumps(record)
 
 
-def _scale_records(points: list[Scaled]) -> list[dict[str, float]]:
+def _scale_records(points: list[ScalingPoint]) -> list[dict[str, float]]:
     return [{**asdict(point), "seconds": point.seconds, "examples_per_second": point.examples_per_second,
              "efficiency": point.efficiency(points[0])} for point in points]  # fmt: skip
 
@@ -215,8 +215,8 @@ def to_text(answer: Answer) -> str:
         f"{plan.machine.ranks} x {device.name}: {device.memory / GIBIBYTE:.2f} GiB, {device.usable / GIBIBYTE:.2f} "
         f"usable ({device.source})",
         "",
-        f"{'FITS' if planned.fits else 'DOES NOT FIT'}: {in_flags(plan)}",
-        f"  attention {plan.levers.attention}, strategy {plan.strategy}; largest micro-batch {rows} x {length} tokens"
+        f"{'FITS' if planned.fits else 'DOES NOT FIT'}: {as_flags(plan)}",
+        f"  attention {plan.options.attention}, strategy {plan.strategy}; largest micro-batch {rows} x {length} tokens"
         + (f", {work.graphs} task graphs alive at once" if work.graphs > 1 else ""),
         "",
         _bytes_table(planned),
@@ -226,13 +226,13 @@ def to_text(answer: Answer) -> str:
     if answer.cached:
         said = "features: the encoder runs over the data once, the steps are of heads alone: this run needs less than"
         lines.insert(3, f"{said} the plan, and is faster, for the plan is that of --features off")
-    misfit = nearest_misfit(planned.plans, plan) if planned.fits else None
+    misfit = nearest_that_does_not_fit(planned.plans, plan) if planned.fits else None
     if misfit is not None:
         over = (misfit.needed - device.usable) / GIBIBYTE
-        lines.append(f"nearest that does not fit: {in_flags(misfit)}: {over:.2f} GiB too much")
+        lines.append(f"nearest that does not fit: {as_flags(misfit)}: {over:.2f} GiB too much")
     if not planned.fits:
         lines.append(_what_would_fit(answer))
-    pulled = cures(plan)
+    pulled = alternatives(plan)
     if pulled:
         lines += ["", "one lever pulled from there (time: estimates):", _cures_table(plan, pulled)]
     if any(name.startswith("zero") and other.needed > plan.needed for name, other in pulled):
@@ -244,7 +244,7 @@ def to_text(answer: Answer) -> str:
     return "\n".join(lines)
 
 
-def _bytes_table(planned: Planned) -> str:
+def _bytes_table(planned: PlannedRun) -> str:
     plan, traced = planned.plan, planned.traced
     rows = []
     for name, size in plan.estimate.categories.items():
@@ -262,7 +262,7 @@ def _what_would_fit(answer: Answer) -> str:
     if answer.would_fit is not None:
         would = answer.would_fit.plan
         return (
-            f"nearest plan that would fit: {in_flags(would)}: {would.needed / GIBIBYTE:.2f} GiB, "
+            f"nearest plan that would fit: {as_flags(would)}: {would.needed / GIBIBYTE:.2f} GiB, "
             f"{would.examples_per_second:,.0f} examples/s (an estimate)"
         )
     return "nothing makes it fit on this device: choose a smaller --model or --max_length, or a larger --gpu"

@@ -16,24 +16,24 @@ from pal_dist.monitoring.report import say
 from pal_dist.tasks.registry import Task
 from pal_dist.training.evaluate import course_lines, json_records, predict
 from pal_dist.training.inputs import load_corpora
-from pal_dist.training.setup import Opened
+from pal_dist.training.setup import SavedModel
 
 
-def _chosen(opened: Opened, names: list[str] | None) -> tuple[Task, ...]:
+def _chosen(opened: SavedModel, names: list[str] | None) -> tuple[Task, ...]:
     unknown = [name for name in names or () if name not in opened.tasks]
     if unknown:
         raise UserError(f"this model has no task `{unknown[0]}`; it has {', '.join(opened.tasks)}")
     return tuple(opened.tasks[name] for name in names or opened.tasks)
 
 
-def score_split(opened: Opened, names: list[str] | None, split: str) -> dict[str, dict[str, float]]:
+def score_split(opened: SavedModel, names: list[str] | None, split: str) -> dict[str, dict[str, float]]:
     """{task: {metric: value}} of a whole split."""
     tasks = _chosen(opened, names)
     corpora = _corpora(opened, tasks, split, asked=names is not None, labelled=True)
     return {task.name: _predict(opened, task, corpora[task.name]).metrics() for task in tasks if task.name in corpora}
 
 
-def write_predictions(opened: Opened, names: list[str] | None, split: str, folder: Path) -> list[Path]:
+def write_predictions(opened: SavedModel, names: list[str] | None, split: str, folder: Path) -> list[Path]:
     """Two files a task, in the order of the input: the course's format and jsonl. Labels are not read."""
     tasks = _chosen(opened, names)
     corpora = _corpora(opened, tasks, split, asked=names is not None, labelled=False)
@@ -52,7 +52,7 @@ def write_predictions(opened: Opened, names: list[str] | None, split: str, folde
 
 
 @torch.inference_mode()
-def answer(opened: Opened, name: str, text: str, text_b: str | None) -> dict[str, Any]:
+def answer(opened: SavedModel, name: str, text: str, text_b: str | None) -> dict[str, Any]:
     """The prediction for one text or pair, with probabilities where the task has classes."""
     (task,) = _chosen(opened, [name])
     if (task.text_b is None) != (text_b is None):
@@ -68,17 +68,17 @@ def answer(opened: Opened, name: str, text: str, text_b: str | None) -> dict[str
     opened.model.eval()
     texts: list[tuple[str, str | None]] = [(text.strip(), text_b.strip() if text_b else None)]
     batch = batch_of_texts(name, texts, opened.tokenizer, max_length=opened.run.data.max_length)
-    logits = opened.engine.forward(opened.engine.place(batch)).cpu()
+    logits = opened.engine.forward(opened.engine.to_device(batch)).cpu()
     value = task.objective.predict(logits.numpy())[0].item()
-    found: dict[str, Any] = {"task": name, "prediction": task.objective.say(value)}
+    found: dict[str, Any] = {"task": name, "prediction": task.objective.format_prediction(value)}
     if task.objective.outputs > 1:
         found["probabilities"] = [round(share, 4) for share in logits.softmax(-1)[0].tolist()]
-    elif task.objective.kinds:
+    elif task.objective.class_count:
         found["probability"] = round(logits.sigmoid().item(), 4)
     return found
 
 
-def _predict(opened: Opened, task: Task, corpus: Any) -> Any:
+def _predict(opened: SavedModel, task: Task, corpus: Any) -> Any:
     padding_id = opened.model.config.pad_token_id or 0
     return predict(
         opened.engine,
@@ -89,7 +89,9 @@ def _predict(opened: Opened, task: Task, corpus: Any) -> Any:
     )
 
 
-def _corpora(opened: Opened, tasks: tuple[Task, ...], split: str, *, asked: bool, labelled: bool) -> dict[str, Corpus]:
+def _corpora(
+    opened: SavedModel, tasks: tuple[Task, ...], split: str, *, asked: bool, labelled: bool
+) -> dict[str, Corpus]:
     """The split of these tasks; those whose file is missing are told and left out, unless asked for by name."""
     here: list[Task] = []
     for task in tasks:

@@ -15,14 +15,14 @@ from pal_dist.core.errors import UserError
 
 
 @contextmanager
-def new_folder(folder: Path, *, needs: int = 0) -> Iterator[Path]:
+def atomic_folder(folder: Path, *, needs: int = 0) -> Iterator[Path]:
     """A draft to fill; when the block ends well it is on disk and takes the place of `folder`, else it is gone.
 
     Raises UserError where the disk is full, or has less than `needs` bytes left, with the old folder untouched.
     """
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    with full_disk_is_told(folder):
+    with explain_full_disk(folder):
         draft.mkdir(parents=True)
         try:
             free = shutil.disk_usage(draft).free
@@ -37,12 +37,12 @@ def new_folder(folder: Path, *, needs: int = 0) -> Iterator[Path]:
                 if path.is_file():
                     path.chmod(mode)  # some writers make files that only their owner may read; a team shares runs
                 sync(path)
-            put_in_place(draft, folder)
+            replace_folder(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def put_in_place(draft: Path, folder: Path) -> None:
+def replace_folder(draft: Path, folder: Path) -> None:
     """Let a finished draft take the place of `folder`."""
     sync(draft)
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -56,7 +56,7 @@ def put_in_place(draft: Path, folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    with full_disk_is_told(path):
+    with explain_full_disk(path):
         try:
             draft.write_text(text, encoding="utf-8")
             sync(draft)
@@ -70,7 +70,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def full_disk_is_told(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path) -> Iterator[None]:
     """Turn `no space left` from Python or from a library's own writer into an error a person can act on."""
     try:
         yield

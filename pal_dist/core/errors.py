@@ -16,7 +16,7 @@ class StoppedError(UserError):
     exit_code = 75
 
 
-class LostError(UserError):
+class RankLostError(UserError):
     """Another process of the run is gone. The last checkpoint is whole."""
 
     exit_code = 74

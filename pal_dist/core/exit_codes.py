@@ -8,7 +8,7 @@ QUIET = (2, 3, 4, 75)
 """Codes with which all processes end together, each having said why: the launcher has nothing to add, or to kill."""
 
 
-def leave_with(code: int, file: str | None) -> int:
+def exit_code_for_launcher(code: int, file: str | None) -> int:
     """The code to end this process with.
 
     Under a launch script, `file` is where the node's real exit code goes: the first process that ends badly writes it,

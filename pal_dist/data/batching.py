@@ -93,7 +93,7 @@ class Schedule:
                 yield served
 
 
-def cut(
+def pack_micro_batches(
     lengths: NDArray[np.int32], *, budget: int, ranks: int = 1, multiple: int = 1, cost: int = MICRO_BATCH_COST,
     loads: NDArray[np.int64] | None = None,
 ) -> list[list[Rows]]:  # fmt: skip
@@ -109,7 +109,7 @@ def cut(
     """
     order, padded = _longest_first(lengths, multiple)
     sizes = padded.tolist()
-    firsts = _cheapest(sizes, budget, cost) if ranks == 1 else _even(sizes, budget, ranks, cost)
+    firsts = _cheapest_pieces(sizes, budget, cost) if ranks == 1 else _even_pieces(sizes, budget, ranks, cost)
     pieces = [order[first:last] for first, last in pairwise([*firsts, len(order)])]
     useful = np.add.reduceat(lengths[order], firsts, dtype=np.int64)
     weights = np.diff([*firsts, len(order)]) * padded[firsts] + useful
@@ -117,17 +117,17 @@ def cut(
     heaviest = np.argsort(-weights, kind="stable")
     steps: list[list[Rows]] = []
     for start in range(0, len(pieces), ranks):
-        dealt = heaviest[start : start + ranks]
-        takers = np.argsort(loads, kind="stable")[: len(dealt)]
-        loads[takers] += weights[dealt]
-        hands = [order[:0]] * ranks
-        for rank, piece in zip(takers.tolist(), dealt.tolist(), strict=True):
-            hands[rank] = pieces[piece]
-        steps.append(hands)
+        group = heaviest[start : start + ranks]
+        least_loaded = np.argsort(loads, kind="stable")[: len(group)]
+        loads[least_loaded] += weights[group]
+        by_rank = [order[:0]] * ranks
+        for rank, piece in zip(least_loaded.tolist(), group.tolist(), strict=True):
+            by_rank[rank] = pieces[piece]
+        steps.append(by_rank)
     return steps
 
 
-def _cheapest(sizes: list[int], budget: int, cost: int) -> list[int]:
+def _cheapest_pieces(sizes: list[int], budget: int, cost: int) -> list[int]:
     """First positions of the pieces that cost least. `sizes` are padded lengths, the longest first."""
     padded, count = np.asarray(sizes), len(sizes)
     least = np.zeros(count + 1)  # least cost of everything from a position on; the longest of a piece stands first
@@ -143,7 +143,7 @@ def _cheapest(sizes: list[int], budget: int, cost: int) -> list[int]:
     return firsts
 
 
-def _even(sizes: list[int], budget: int, ranks: int, cost: int) -> list[int]:
+def _even_pieces(sizes: list[int], budget: int, ranks: int, cost: int) -> list[int]:
     """First positions of the same number of pieces for each rank, none of which waits long for another.
 
     For every number that may pay, the largest piece is made as small as can be; what the last one falls short of it is
@@ -155,18 +155,18 @@ def _even(sizes: list[int], budget: int, ranks: int, cost: int) -> list[int]:
     each = max(1, tokens // (ranks * budget))
     while best is None or (each * ranks < count + ranks and tokens / ranks + each * cost < best[0]):
         low, high = min(budget, -(-tokens // (each * ranks))), budget
-        if _filled(sizes, high, each * ranks):
+        if _filled_pieces(sizes, high, each * ranks):
             while low < high:
                 middle = (low + high) // 2
-                low, high = (low, middle) if _filled(sizes, middle, each * ranks) else (middle + 1, high)
+                low, high = (low, middle) if _filled_pieces(sizes, middle, each * ranks) else (middle + 1, high)
             found = each * (max(high, sizes[0]) + cost), high, each * ranks
             best = found if best is None else min(best, found)
         each += 1
     _, largest, pieces = best
-    return _levelled(sizes, _filled(sizes, largest, pieces), largest, min(pieces, count))
+    return _levelled_pieces(sizes, _filled_pieces(sizes, largest, pieces), largest, min(pieces, count))
 
 
-def _filled(sizes: list[int], largest: int, most: int) -> list[int]:
+def _filled_pieces(sizes: list[int], largest: int, most: int) -> list[int]:
     """First positions of pieces filled up to `largest` tokens one by one; empty where `most` are not enough."""
     firsts, at, count = [0], 0, len(sizes)
     while (at := at + (largest // sizes[at] or 1)) < count:
@@ -176,7 +176,7 @@ def _filled(sizes: list[int], largest: int, most: int) -> list[int]:
     return firsts
 
 
-def _levelled(sizes: list[int], firsts: list[int], largest: int, pieces: int) -> list[int]:
+def _levelled_pieces(sizes: list[int], firsts: list[int], largest: int, pieces: int) -> list[int]:
     """The same examples in exactly so many `pieces`, of nearly the mean size, none above `largest`.
 
     From the shortest examples on, where one more or less is little: pieces begin earlier than before, never later, so
@@ -217,7 +217,7 @@ def _alternating(count: int) -> NDArray[np.int64]:
     return np.arange(count) * step % count
 
 
-def deal(
+def assign_micro_batches(
     served: list[tuple[int, Rows]], lengths: list[NDArray[np.int32]], *, budget: int, ranks: int, multiple: int,
     cost: int = MICRO_BATCH_COST,
 ) -> Iterator[tuple[int, Rows, list[Rows]]]:  # fmt: skip
@@ -228,8 +228,10 @@ def deal(
     """
     loads = np.zeros(ranks, dtype=np.int64)
     for task, rows in served:
-        for hands in cut(lengths[task][rows], budget=budget, ranks=ranks, multiple=multiple, cost=cost, loads=loads):
-            yield task, rows, hands
+        for by_rank in pack_micro_batches(
+            lengths[task][rows], budget=budget, ranks=ranks, multiple=multiple, cost=cost, loads=loads
+        ):
+            yield task, rows, by_rank
 
 
 def micro_batches(
@@ -237,8 +239,8 @@ def micro_batches(
     multiple: int, cost: int = MICRO_BATCH_COST,
 ) -> list[MicroBatch]:  # fmt: skip
     """This rank's micro-batches of one step: the same number, tasks in the same order, on every rank."""
-    steps = deal(served, lengths, budget=budget, ranks=ranks, multiple=multiple, cost=cost)
-    return [_micro_batch(task, rows, hands[rank], lengths[task]) for task, rows, hands in steps]
+    steps = assign_micro_batches(served, lengths, budget=budget, ranks=ranks, multiple=multiple, cost=cost)
+    return [_micro_batch(task, rows, by_rank[rank], lengths[task]) for task, rows, by_rank in steps]
 
 
 def _micro_batch(task: int, rows: Rows, places: Rows, lengths: NDArray[np.int32]) -> MicroBatch:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pal_dist.core.atomic_io import full_disk_is_told, write_text
+from pal_dist.core.atomic_io import explain_full_disk, write_text
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring.report import say
 from pal_dist.tasks.registry import Task, resolve_tasks
@@ -52,7 +52,7 @@ def fetch(data_dir: Path, names: list[str]) -> list[Path]:
 def _download(address: str, path: Path) -> None:
     draft = path.with_name(f".{path.name}.draft")
     try:
-        with full_disk_is_told(path):
+        with explain_full_disk(path):
             urllib.request.urlretrieve(address, draft)
             draft.rename(path)
     except urllib.error.URLError as error:

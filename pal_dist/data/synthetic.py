@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 from random import Random
 
-from pal_dist.core.atomic_io import new_folder
+from pal_dist.core.atomic_io import atomic_folder
 
 SIZES = {"train": (1600, 1600, 1200), "dev": (240, 240, 200)}
 """Rows of sst, para and sts in each split."""
@@ -125,7 +125,7 @@ def built_in_corpus(cache_dir: Path) -> Path:
     """The folder of the synthetic corpus, written at the first call; the same text on every machine."""
     folder = cache_dir / "synthetic-1"
     if not folder.is_dir():
-        with new_folder(folder) as draft:
+        with atomic_folder(folder) as draft:
             for split, sizes in SIZES.items():
                 for size, (stem, columns, label, make) in zip(sizes, FILES, strict=True):
                     random = Random(f"{stem}-{split}")

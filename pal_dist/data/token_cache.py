@@ -24,7 +24,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pal_dist.core.atomic_io import full_disk_is_told
+from pal_dist.core.atomic_io import explain_full_disk
 from pal_dist.core.errors import UserError
 from pal_dist.data.readers import BadRow, Example, read_rows
 from pal_dist.monitoring.report import say
@@ -196,9 +196,9 @@ def load_corpus(
                 digest.update(block)
     folder = cache_dir / f"{task.name}-{split}-{digest.hexdigest()[:24]}"
     if not folder.is_dir():
-        with full_disk_is_told(cache_dir):
+        with explain_full_disk(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True)
-        with full_disk_is_told(cache_dir), FileLock(f"{folder}.lock"):
+        with explain_full_disk(cache_dir), FileLock(f"{folder}.lock"):
             if not folder.is_dir():
                 rows = read_rows(path, task, labelled=labelled, max_characters=max_characters)
                 usable = _Usable(rows, path, bad_rows)

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from pal_dist.core.errors import UserError
 from pal_dist.data.token_cache import Batch
 from pal_dist.distributed.precision import LossScale, choose_precision
-from pal_dist.distributed.process_group import World
-from pal_dist.distributed.replicated import Backend, Moments
+from pal_dist.distributed.process_group import ProcessGroup
+from pal_dist.distributed.replicated import Moments, ReplicatedBackend
 from pal_dist.distributed.strategy import choose_strategy
 from pal_dist.distributed.task_gradients import TaskGradients
 from pal_dist.memory.devices import Device, cpu_device, device_at_hand
-from pal_dist.optim.gradient_surgery import Resolver
+from pal_dist.optim.gradient_surgery import GradientSurgery
 
 
 class Engine:
@@ -37,7 +37,7 @@ class Engine:
         self.strategy = choose_strategy(strategy, os.environ)
         for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):  # ours to do: see zero.py
             os.environ.pop(name, None)
-        self.world = World()
+        self.group = ProcessGroup()
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
@@ -48,7 +48,7 @@ class Engine:
         mixed = {"fp32": "no"}.get(self.precision.name, self.precision.name)
         self.accelerator = Accelerator(mixed_precision=mixed, gradient_accumulation_steps=1)
         self.device: torch.device = self.accelerator.device
-        self.rank, self.ranks = self.world.rank, self.world.ranks
+        self.rank, self.ranks = self.group.rank, self.group.ranks
         if self.accelerator.num_processes != self.ranks:
             raise UserError(
                 f"the launcher started {self.ranks} processes, but Accelerate sees {self.accelerator.num_processes}; "
@@ -56,7 +56,7 @@ class Engine:
             )
         self.is_main = self.rank == 0
         self.scale = LossScale() if self.precision.name == "fp16" else None
-        self.apart: TaskGradients | None = None
+        self.task_gradients: TaskGradients | None = None
         """Where each task's gradient is kept apart from the others'; None: they are summed as they come."""
         self.lock: Any = None
         """Held on the run's folder by rank 0 until `release`."""
@@ -69,29 +69,29 @@ class Engine:
         self.backend = self._backend(model, optimizer)
         self.backend.start()
 
-    def keep_tasks_apart(self, tasks: int) -> None:
+    def separate_task_gradients(self, tasks: int) -> None:
         """From now on each task's gradient of the shared encoder is kept apart until `resolve`."""
         shared = [parameter for name, parameter in self.backend.names.items() if name.startswith("bert.")]
-        self.apart = TaskGradients(shared, tasks, ranks=self.ranks)
+        self.task_gradients = TaskGradients(shared, tasks, ranks=self.ranks)
 
-    def resolve(self, resolver: Resolver, step: int) -> None:
-        """Make one gradient of the tasks', weighted as the resolver says. Every rank must call it."""
-        assert self.apart is not None, "keep_tasks_apart comes first"
-        self.apart.merge(resolver.weights(self.apart.gram(), step))
+    def apply_surgery(self, surgery: GradientSurgery, step: int) -> None:
+        """Make one gradient of the tasks', weighted as the surgery says. Every rank must call it."""
+        assert self.task_gradients is not None, "separate_task_gradients comes first"
+        self.task_gradients.merge(surgery.weights(self.task_gradients.gram(), step))
 
-    def _backend(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Backend:
-        parts = model, optimizer, self.world, self.scale
+    def _backend(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> ReplicatedBackend:
+        parts = model, optimizer, self.group, self.scale
         if self.strategy.kind == "replicated":
-            return Backend(*parts)
+            return ReplicatedBackend(*parts)
         if self.ranks == 1:
-            self.world.alone()
+            self.group.alone()
         if self.strategy.kind == "zero":
-            from pal_dist.distributed.zero import Zero
+            from pal_dist.distributed.zero import ZeroBackend
 
-            return Zero(*parts, strategy=self.strategy)
-        from pal_dist.distributed.fsdp2 import FullySharded
+            return ZeroBackend(*parts, strategy=self.strategy)
+        from pal_dist.distributed.fsdp2 import FSDP2Backend
 
-        return FullySharded(*parts)
+        return FSDP2Backend(*parts)
 
     @property
     def optimizer(self) -> Any:
@@ -106,7 +106,7 @@ class Engine:
         """The length to which a sequence of this length is padded here."""
         return -(-length // self.multiple) * self.multiple
 
-    def place(self, batch: Batch) -> Batch:
+    def to_device(self, batch: Batch) -> Batch:
         """The batch on this rank's device; the copy does not wait."""
         if self.device.type == "cpu":
             return batch
@@ -133,12 +133,12 @@ class Engine:
             last: no other micro-batch of the step follows.
             task: no other micro-batch of this task follows in the step; None: one does, or nobody asks.
         """
-        if self.apart is None:
+        if self.task_gradients is None:
             self.backend.backward(loss_sum / count, last=last)
             return
         self.backend.backward(loss_sum / count, last=task is not None)
         if task is not None:
-            self.apart.set_aside(task, last=last)
+            self.task_gradients.set_aside(task, last=last)
 
     def advance(self, progress: float) -> None:
         """The share of the run's steps that are done, for adapters that grow."""
@@ -152,13 +152,13 @@ class Engine:
 
     def vote(self, flag: int) -> int:
         """The highest flag of all ranks, on every rank. No device takes part."""
-        return self.world.vote(flag)
+        return self.group.vote(flag)
 
-    def drop_step(self) -> None:
+    def discard_step(self) -> None:
         """Forget what a step that failed has left: gradients and cached memory."""
         self.backend.drop()
-        if self.apart is not None:
-            self.apart.drop()
+        if self.task_gradients is not None:
+            self.task_gradients.drop()
         self.free_caches()
 
     def free_caches(self) -> None:
@@ -180,10 +180,10 @@ class Engine:
 
     def gather(self, item: Any) -> list[Any]:
         """Every rank's item, in rank order, on every rank."""
-        return self.world.gather(item)
+        return self.group.gather(item)
 
     def wait(self) -> None:
-        self.world.vote(0)
+        self.group.vote(0)
 
     def device_at_hand(self) -> Device:
         """This rank's device as the planner sees it: its free memory is what other processes leave."""
@@ -236,7 +236,7 @@ class Engine:
     def close(self) -> None:
         """Leave the other ranks."""
         self.release()
-        self.world.leave()
+        self.group.leave()
 
 
 def prepare_environment() -> None:

@@ -15,15 +15,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pal_dist.distributed.replicated import Backend, Moments
+from pal_dist.distributed.replicated import Moments, ReplicatedBackend
 
 
-class FullySharded(Backend):
+class FSDP2Backend(ReplicatedBackend):
     def start(self) -> None:
         for parameter in self.model.parameters():
             distributed.broadcast(parameter.data, src=0)
         kind = next(self.model.parameters()).device.type
-        mesh = init_device_mesh(kind, (self.world.ranks,))
+        mesh = init_device_mesh(kind, (self.group.ranks,))
         before = {id(parameter): name for name, parameter in self.model.named_parameters()}
         groups = [[before[id(parameter)] for parameter in group["params"]] for group in self.optimizer.param_groups]
         for layer in self.model.get_submodule("bert.encoder.layer").children():
@@ -38,7 +38,7 @@ class FullySharded(Backend):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(last)
-        super().backward(loss * self.world.ranks, last=last)  # FSDP divides the sum by the number of ranks
+        super().backward(loss * self.group.ranks, last=last)  # FSDP divides the sum by the number of ranks
 
     def reduce(self) -> None:
         """Done by the last backward pass."""
@@ -46,7 +46,7 @@ class FullySharded(Backend):
     def step(self, *, rate: float, max_norm: float) -> Tensor:
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         local: list[Any] = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
-        overflow = self.scale is not None and bool(self.world.vote(int(self.scale.unscale(local))))
+        overflow = self.scale is not None and bool(self.group.vote(int(self.scale.unscale(local))))
         norm: Any = nn.utils.clip_grad_norm_(self.trained, max_norm or float("inf"))
         self._update(rate, overflow)
         return torch.as_tensor(norm.full_tensor() if isinstance(norm, DTensor) else norm)

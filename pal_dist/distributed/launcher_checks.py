@@ -59,7 +59,7 @@ def check_devices(environment: Mapping[str, str], seen: int) -> None:
         )
 
 
-def job_of(environment: Mapping[str, str]) -> dict[str, str]:
+def batch_job_of(environment: Mapping[str, str]) -> dict[str, str]:
     """The batch system's names for this run: its job, and how often it was started again."""
     if "SLURM_JOB_ID" not in environment:
         return {}

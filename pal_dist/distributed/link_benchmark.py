@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from torch import distributed
 
-from pal_dist.distributed.process_group import World
+from pal_dist.distributed.process_group import ProcessGroup
 
 MEBIBYTE = 1 << 20
 SIZES = (1, 16, 64)
@@ -21,7 +21,7 @@ SIDE, PRODUCTS = 512, 20
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class LinkBenchmark:
     """One rank's measurements."""
 
     all_reduce_seconds: dict[int, float]
@@ -37,24 +37,24 @@ class Rehearsal:
         return 2 * (ranks - 1) / ranks * size * MEBIBYTE / self.all_reduce_seconds[size] / 1e9
 
 
-def rehearse(world: World, device: torch.device) -> Rehearsal:
+def benchmark_links(group: ProcessGroup, device: torch.device) -> LinkBenchmark:
     """Every rank must call it. With one rank nothing is summed."""
     summed: dict[int, float] = {}
-    if world.ranks > 1:
+    if group.ranks > 1:
         for size in SIZES:
             values = torch.ones(size * MEBIBYTE // 4, device=device)
             distributed.all_reduce(values)  # connections are made on first use
             summed[size] = median(_timed_sum(values, device) for _ in range(ROUNDS))
     matrix = torch.ones(SIDE, SIDE, device=device) / SIDE
     matrix @ matrix
-    world.vote(0)
+    group.vote(0)
     clock = time.time()
     _wait_for(device)
     begun = time.perf_counter()
     for _ in range(PRODUCTS):
         matrix = matrix @ matrix
     _wait_for(device)
-    return Rehearsal(summed, time.perf_counter() - begun, clock)
+    return LinkBenchmark(summed, time.perf_counter() - begun, clock)
 
 
 def _timed_sum(values: torch.Tensor, device: torch.device) -> float:

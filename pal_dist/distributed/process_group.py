@@ -19,9 +19,9 @@ import torch
 from torch import distributed
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from pal_dist.core.errors import LostError, UserError
-from pal_dist.core.exit_codes import leave_with
-from pal_dist.distributed.launcher_checks import check_devices, check_nodes, check_ranks, job_of
+from pal_dist.core.errors import RankLostError, UserError
+from pal_dist.core.exit_codes import exit_code_for_launcher
+from pal_dist.distributed.launcher_checks import batch_job_of, check_devices, check_nodes, check_ranks
 
 JOIN_SECONDS = 300
 """How long processes wait for each other at the start of a run: nodes of a cluster do not start at once."""
@@ -34,7 +34,7 @@ computes; a library that holds the interpreter while it writes a large file over
 PARTING_SECONDS = 15.0
 """How long rank 0, which may hold the store, stays for ranks that have not said that they are done."""
 
-LOST, HUNG = LostError.exit_code, 71
+LOST, HUNG = RankLostError.exit_code, 71
 """Exit codes: another process is gone, or all of them wait for each other."""
 
 
@@ -42,7 +42,7 @@ BROKEN = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo/
 """What libraries say when the other end of a connection is gone."""
 
 
-class World:
+class ProcessGroup:
     """The other ranks. With one process everything here is a formality."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class World:
         self.ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self.job = job_of(os.environ)
+        self.job = batch_job_of(os.environ)
         """The batch system's words for this run; empty without one."""
         self.store: Any = None
         self.watchdog: Watchdog | None = None
@@ -161,7 +161,7 @@ class World:
             self.watchdog.words, self.watchdog.moved = words, time.monotonic()
 
     @contextmanager
-    def named_losses(self) -> Iterator[None]:
+    def explain_lost_ranks(self) -> Iterator[None]:
         """Turn a collective's broken connection into words: the watchdog's, who may know more, or a UserError."""
         try:
             yield
@@ -170,7 +170,7 @@ class World:
                 raise
             if self.watchdog is not None:
                 time.sleep(6 * TICK_SECONDS)
-            raise LostError(
+            raise RankLostError(
                 f"rank {self.rank}: another rank is gone ({_short(error)}); its own output says why. The last "
                 f"checkpoint is whole, and the same command goes on from it"
             ) from None
@@ -197,7 +197,7 @@ class Watchdog(threading.Thread):
         self.store, self.rank, self.ranks, self.hang_seconds = store.clone(), rank, ranks, hang_seconds
         self.words, self.moved = "starting", float("inf")  # reading the data may take as long as it takes
         self.over = threading.Event()
-        self.beats: dict[int, tuple[str, float]] = {}
+        self.is_better: dict[int, tuple[str, float]] = {}
         self.start()
 
     def run(self) -> None:
@@ -227,10 +227,10 @@ class Watchdog(threading.Thread):
                 continue
             beaten = self.store.check([f"beat/{rank}"])
             text = self.store.get(f"beat/{rank}").decode() if beaten else '[0, "starting"]'
-            if self.beats.get(rank, ("", 0.0))[0] != text:
-                self.beats[rank] = text, now
+            if self.is_better.get(rank, ("", 0.0))[0] != text:
+                self.is_better[rank] = text, now
             told[rank] = self._said(rank)
-            if told[rank] != "done" and now - self.beats[rank][1] > LOST_SECONDS:
+            if told[rank] != "done" and now - self.is_better[rank][1] > LOST_SECONDS:
                 end(LOST, f"rank {self.rank}, {self.words}: rank {rank} is gone; it was last seen {told[rank]}")
         if now - self.moved > self.hang_seconds:
             others = "; ".join(f"rank {rank} {words}" for rank, words in told.items())
@@ -245,7 +245,7 @@ class Watchdog(threading.Thread):
 
     def _said(self, rank: int) -> str:
         """The words of its last beat that was heard."""
-        return str(json.loads(self.beats[rank][0])[1]) if rank in self.beats else ""
+        return str(json.loads(self.is_better[rank][0])[1]) if rank in self.is_better else ""
 
     def stop(self) -> None:
         """Say that this rank is done. The others go on without it."""
@@ -268,7 +268,7 @@ class Watchdog(threading.Thread):
 def end(code: int, words: str) -> None:
     """Leave at once, from any thread: the main one may wait in a collective for ever."""
     print(f"pal-dist: {words}", file=sys.stderr, flush=True)  # noqa: T201 (the report may be waiting too)
-    os._exit(leave_with(code, os.environ.get("PAL_DIST_EXIT_FILE")) or code)
+    os._exit(exit_code_for_launcher(code, os.environ.get("PAL_DIST_EXIT_FILE")) or code)
 
 
 def _short(error: BaseException) -> str:

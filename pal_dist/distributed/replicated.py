@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from pal_dist.distributed.precision import LossScale
-from pal_dist.distributed.process_group import World
+from pal_dist.distributed.process_group import ProcessGroup
 
 BUCKET_ELEMENTS = 32 * 1024 * 1024
 """Gradient elements summed over the ranks in one collective: large enough to be limited by bandwidth alone."""
@@ -18,22 +18,24 @@ Moments = dict[str, Tensor | float]
 """An optimizer's state of one parameter, each entry whole."""
 
 
-class Backend:
+class ReplicatedBackend:
     """Every process holds parameters, gradients and optimizer state; gradients are summed once per optimizer step.
 
     Micro-steps are local: no collective runs in forward or backward. So any mix of tasks gives the gradient of one
     process with one big batch, and a parameter that no served task uses keeps no gradient, on every rank.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, scale: LossScale | None):
-        self.model, self.optimizer, self.world, self.scale = model, optimizer, world, scale
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, group: ProcessGroup, scale: LossScale | None
+    ):
+        self.model, self.optimizer, self.group, self.scale = model, optimizer, group, scale
         self.names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.trained = list(self.names.values())
         self.buffer = torch.empty(0)
 
     def start(self) -> None:
         """Ranks begin with rank 0's parameters."""
-        if self.world.ranks > 1:
+        if self.group.ranks > 1:
             everything = [parameter.data for parameter in self.model.parameters()]
             largest = max(sum(part.numel() for part in bucket) for bucket in _buckets(everything))
             # Allocated once, so that no rank can run out of memory while the others wait for it in a collective.
@@ -64,7 +66,7 @@ class Backend:
 
     def reduce(self) -> None:
         """Sum the gradients over the ranks. Which parameters have one is the same everywhere, by construction."""
-        if self.world.ranks > 1:
+        if self.group.ranks > 1:
             gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
             self._through_buffer(gradients, distributed.all_reduce)
 

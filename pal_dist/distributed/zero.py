@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pal_dist.distributed.precision import LossScale
-from pal_dist.distributed.process_group import World
-from pal_dist.distributed.replicated import Backend, Moments
+from pal_dist.distributed.process_group import ProcessGroup
+from pal_dist.distributed.replicated import Moments, ReplicatedBackend
 from pal_dist.distributed.strategy import Strategy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, by PyTorch's names. (8-bit optimizers are refused under ZeRO.)"""
 
 
-class Zero(Backend):
+class ZeroBackend(ReplicatedBackend):
     """ZeRO 1 and 2: whole parameters, shared-out optimizer state. ZeRO 3: parameters too are shared out.
 
     Inside of `coalesce_grad_reduction` a backward pass leaves its gradients where they are; leaving it reduces them in
@@ -33,10 +33,10 @@ class Zero(Backend):
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, scale: LossScale | None,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, group: ProcessGroup, scale: LossScale | None,
         *, strategy: Strategy,
     ):  # fmt: skip
-        super().__init__(model, optimizer, world, scale)
+        super().__init__(model, optimizer, group, scale)
         self.strategy = strategy
         self.collecting: AbstractContextManager[None] | None = None
 
@@ -71,12 +71,12 @@ class Zero(Backend):
             self.collecting = self.wrapped.coalesce_grad_reduction()
             self.collecting.__enter__()
         scale = 1.0 if self.scale is None else self.scale.scale
-        (loss * (scale * self.world.ranks)).backward()  # DeepSpeed divides the sum by the number of ranks
+        (loss * (scale * self.group.ranks)).backward()  # DeepSpeed divides the sum by the number of ranks
 
     def step(self, *, rate: float, max_norm: float) -> Tensor:
         assert self.collecting is not None, "a step needs a backward pass"
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        overflow = self.scale is not None and bool(self.world.vote(int(self.scale.unscale(gradients))))
+        overflow = self.scale is not None and bool(self.group.vote(int(self.scale.unscale(gradients))))
         if overflow:
             self._update(rate, overflow)
             return torch.tensor(float("inf"))
@@ -138,8 +138,8 @@ class Zero(Backend):
                 safe_set_full_optimizer_state(self.names[name], value, key)
                 continue
             # Its counterpart for stage 3 fails where a parameter has fewer elements than there are ranks.
-            padded = F.pad(value.flatten(), (0, -value.numel() % self.world.ranks))
-            safe_set_local_optimizer_state(self.names[name], padded.chunk(self.world.ranks)[self.world.rank], key)
+            padded = F.pad(value.flatten(), (0, -value.numel() % self.group.ranks))
+            safe_set_local_optimizer_state(self.names[name], padded.chunk(self.group.ranks)[self.group.rank], key)
 
     def values(self) -> Mapping[str, Tensor]:
         if self.strategy.stage < 3:

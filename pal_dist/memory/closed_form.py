@@ -24,7 +24,7 @@ EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What decides a model's memory."""
 
     hidden: int
@@ -37,7 +37,7 @@ class Shape:
     adapter_width: int
     adapter_heads: int
     """0: the adapter is no PAL."""
-    adapter_kept: tuple[int, int]
+    saved_by_adapter: tuple[int, int]
     """Elements that the adapter keeps for each token and layer, beside a PAL's; without and with copies of inputs."""
     on_top: tuple[tuple[int, int, int], tuple[int, int, int]]
     """(elements for each token, layers of attention, heads of each) that the adapter keeps on top of the encoder;
@@ -65,7 +65,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Levers:
+class StepOptions:
     """What may be pulled without touching model or data. `low` is the width in bytes of the compute precision."""
 
     precision: str = "fp32"
@@ -78,21 +78,22 @@ class Levers:
         return self.precision != "fp32"
 
 
-def shape_of(model: nn.Module, config: Any) -> Shape:
+def shape_of(model: nn.Module, config: Any) -> ModelShape:
     """The shape of a MultiTaskBert (a meta or fake one will do) with this MultiTaskBertConfig."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     parameters = list(model.parameters())
     one_layer: Any = model.get_submodule("bert.encoder.layer.0")
     one_adapter: Any = next(iter(model.get_submodule("adapters").children()))
     carries = any(True for _ in one_adapter.parameters())
-    return Shape(
+    saved = one_adapter.saved_elements(copies=False), one_adapter.saved_elements(copies=True)
+    return ModelShape(
         hidden=config.hidden_size, intermediate=config.intermediate_size, layers=config.num_hidden_layers,
         heads=config.num_attention_heads, first_only=config.pooling != "mean" and not one_adapter.reads_all_tokens,
         adapter_layers=frozenset(config.geometry().layers) if carries else frozenset(),
         adapter_width=config.adapter_hidden,
         adapter_heads=config.adapter_heads if isinstance(one_adapter, ProjectedAttentionLayers) else 0,
-        adapter_kept=(one_adapter.kept(copies=False), one_adapter.kept(copies=True)) if carries else (0, 0),
-        on_top=(one_adapter.kept_on_top(copies=False), one_adapter.kept_on_top(copies=True)),
+        saved_by_adapter=saved if carries else (0, 0),
+        on_top=(one_adapter.saved_elements_on_top(copies=False), one_adapter.saved_elements_on_top(copies=True)),
         trained=tuple((p.numel(), id(p) in embeddings) for p in parameters if p.requires_grad),
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
         layer_matrices=sum(p.numel() for p in one_layer.parameters() if p.ndim > 1),
@@ -102,7 +103,7 @@ def shape_of(model: nn.Module, config: Any) -> Shape:
     )  # fmt: skip
 
 
-def optimizer_bytes(shape: Shape, optimizer: str) -> int:
+def optimizer_bytes(shape: ModelShape, optimizer: str) -> int:
     """State on the device. 8-bit: two bytes an element, two maxima a block; embeddings and small tensors in 32 bits."""
     total = 0
     for count, embedding in shape.trained:
@@ -116,45 +117,47 @@ def optimizer_bytes(shape: Shape, optimizer: str) -> int:
     return total
 
 
-def kept_by_layer(shape: Shape, levers: Levers, batch: int, length: int, *, adapter: bool, queries: int) -> int:
+def saved_by_layer(
+    shape: ModelShape, options: StepOptions, batch: int, length: int, *, adapter: bool, queries: int
+) -> int:
     """Bytes that one encoder layer and the adapter beside it keep for backward, its output included, its input not."""
-    low = 2 if levers.autocast else 4
+    low = 2 if options.autocast else 4
     masks = 1 if shape.dropout else 0
     every, asked = batch * length, batch * queries
     D, F = shape.hidden, shape.intermediate
     kept = low * (asked + 2 * every) * D  # query, key, value
-    kept += _scores(shape.heads, levers, batch, length, queries, masks)
-    if levers.autocast:  # each linear keeps a copy of its input in the low precision
+    kept += _scores(shape.heads, options, batch, length, queries, masks)
+    if options.autocast:  # each linear keeps a copy of its input in the low precision
         kept += low * (asked + 2 * every) * D + low * asked * D
     kept += low * asked * D  # context
     kept += 2 * (4 * asked * D + masks * asked * D + 8 * asked)  # before each LayerNorm, its statistics, dropout's mask
-    if not levers.autocast:
+    if not options.autocast:
         kept += 2 * 4 * asked * D  # after each LayerNorm
     kept += 2 * low * asked * F  # before and after the activation
     if adapter:
-        kept += low * asked * shape.adapter_kept[levers.autocast]
-        kept += _kept_by_pal(shape, levers, batch, length, queries, masks) if shape.adapter_heads else 0
+        kept += low * asked * shape.saved_by_adapter[options.autocast]
+        kept += _saved_by_pal(shape, options, batch, length, queries, masks) if shape.adapter_heads else 0
     return kept
 
 
-def _kept_by_pal(shape: Shape, levers: Levers, batch: int, length: int, queries: int, masks: int) -> int:
-    low = 2 if levers.autocast else 4
+def _saved_by_pal(shape: ModelShape, options: StepOptions, batch: int, length: int, queries: int, masks: int) -> int:
+    low = 2 if options.autocast else 4
     every, asked = batch * length, batch * queries
     width = shape.adapter_width
-    kept = low * every * shape.hidden if levers.autocast else 0  # the copy that `down` keeps
+    kept = low * every * shape.hidden if options.autocast else 0  # the copy that `down` keeps
     kept += low * every * width  # down
-    padded = -(-width // shape.adapter_heads // 8) * 8 * shape.adapter_heads if levers.attention == "sdpa" else width
+    padded = -(-width // shape.adapter_heads // 8) * 8 * shape.adapter_heads if options.attention == "sdpa" else width
     kept += low * (asked + 2 * every + asked) * padded  # query, key, value, context, padded for the fused kernels
     kept += low * asked * width if padded != width else 0  # the context without the padding
-    kept += _scores(shape.adapter_heads, levers, batch, length, queries, masks)
+    kept += _scores(shape.adapter_heads, options, batch, length, queries, masks)
     return kept + low * asked * shape.hidden  # before the gelu
 
 
-def _scores(heads: int, levers: Levers, batch: int, length: int, queries: int, masks: int) -> int:
-    if levers.attention == "sdpa":
+def _scores(heads: int, options: StepOptions, batch: int, length: int, queries: int, masks: int) -> int:
+    if options.attention == "sdpa":
         return 4 * batch * heads * -(-queries // 32) * 32  # logarithms of sums, one a row
     # Probabilities in float32; after dropout, or in the low precision, once more; dropout's mask.
-    again = 2 if levers.autocast else 4 * masks
+    again = 2 if options.autocast else 4 * masks
     return batch * heads * queries * length * (4 + again + masks)
 
 
@@ -167,7 +170,7 @@ class Estimate:
 
 
 def step_bytes(
-    shape: Shape, levers: Levers, batch: int, length: int, *, accumulates: bool = True, reduction: int = 0
+    shape: ModelShape, options: StepOptions, batch: int, length: int, *, accumulates: bool = True, reduction: int = 0
 ) -> Estimate:
     """Highest allocation of an optimizer step whose largest micro-batch is (batch, length).
 
@@ -175,7 +178,7 @@ def step_bytes(
         accumulates: the step has several micro-batches, so all gradients are alive while the largest is computed.
         reduction: bytes of the buffer that sums gradients over ranks; 0: one rank.
     """
-    step = _Step(shape, levers, batch, length, accumulates)
+    step = _Step(shape, options, batch, length, accumulates)
     moments = [*step.forward(), *step.backward()]
     words = 4 * shape.vocabulary * shape.hidden if accumulates else 0  # the word embedding's new gradient
     moments.append(_Moment(step.embeddings, 0, 2 * step.unit + words, step.all_gradients))
@@ -184,7 +187,7 @@ def step_bytes(
     categories = {
         PARAMETERS: 4 * shape.parameters,
         GRADIENTS: worst.gradients,
-        OPTIMIZER: optimizer_bytes(shape, levers.optimizer),
+        OPTIMIZER: optimizer_bytes(shape, options.optimizer),
         ACTIVATIONS: worst.activations,
         WEIGHT_COPIES: worst.copies,
         TEMPORARIES: worst.temporaries,
@@ -204,45 +207,45 @@ class _Moment(NamedTuple):
 class _Step:
     """One micro-batch going through the model."""
 
-    def __init__(self, shape: Shape, levers: Levers, batch: int, length: int, accumulates: bool):
-        self.shape, self.levers, self.accumulates = shape, levers, accumulates
+    def __init__(self, shape: ModelShape, options: StepOptions, batch: int, length: int, accumulates: bool):
+        self.shape, self.options, self.accumulates = shape, options, accumulates
         size, self.last = batch * length, shape.layers - 1
         self.unit = 4 * size * shape.hidden  # one hidden state in float32
         self.masks = size * shape.hidden if shape.dropout else 0
-        self.intermediate = (2 if levers.autocast else 4) * size * shape.intermediate
-        self.embeddings = self.unit + self.masks + 8 * size + (0 if levers.autocast else self.unit)
+        self.intermediate = (2 if options.autocast else 4) * size * shape.intermediate
+        self.embeddings = self.unit + self.masks + 8 * size + (0 if options.autocast else self.unit)
         self.all_gradients = 4 * shape.trained_parameters
-        square = 4 * batch * length * length if levers.attention == "eager" else 0
+        square = 4 * batch * length * length if options.attention == "eager" else 0
         self.scores = shape.heads * square
         self.adapter_scores = shape.adapter_heads * square if shape.adapter_layers else 0
-        elements, depth, heads = shape.on_top[levers.autocast]
-        self.on_top = (2 if levers.autocast else 4) * size * elements
-        self.on_top += _scores(depth * heads, levers, batch, length, length, int(shape.dropout))
+        elements, depth, heads = shape.on_top[options.autocast]
+        self.on_top = (2 if options.autocast else 4) * size * elements
+        self.on_top += _scores(depth * heads, options, batch, length, length, int(shape.dropout))
         self.top_scores = heads * square
         self.kept: list[int] = []
         self.held: list[int] = []  # what a layer leaves behind in forward: all that it keeps, or its input alone
         for layer in range(shape.layers):
             queries = 1 if self.first_only(layer) else length
             adapter = layer in shape.adapter_layers
-            self.kept.append(kept_by_layer(shape, levers, batch, length, adapter=adapter, queries=queries))
+            self.kept.append(saved_by_layer(shape, options, batch, length, adapter=adapter, queries=queries))
             self.held.append(self.unit if self.again(layer) else self.kept[-1])
         pal = shape.adapter_heads > 0
-        self.kept_by_adapter = _kept_by_pal(shape, levers, batch, length, length, int(shape.dropout)) if pal else 0
+        self.saved_by_pal = _saved_by_pal(shape, options, batch, length, length, int(shape.dropout)) if pal else 0
 
     def first_only(self, layer: int) -> bool:
         return self.shape.first_only and layer == self.last
 
     def again(self, layer: int) -> bool:
-        return is_checkpointed(layer, self.levers.checkpoint_layers)
+        return is_checkpointed(layer, self.options.checkpoint_layers)
 
     def score_gradients(self, scores: int) -> int:
         """How much of the scores' gradients is alive beyond what backward has let go of by then."""
-        return int(scores * (1.5 if self.levers.autocast else 1 if self.shape.dropout else 2))
+        return int(scores * (1.5 if self.options.autocast else 1 if self.shape.dropout else 2))
 
     def forward(self) -> Iterator[_Moment]:
         shape, unit = self.shape, self.unit
         resident = self.all_gradients if self.accumulates else 0
-        copies = 2 * (shape.layers * shape.layer_matrices + shape.adapter_matrices) if self.levers.autocast else 0
+        copies = 2 * (shape.layers * shape.layer_matrices + shape.adapter_matrices) if self.options.autocast else 0
         at_the_end = unit if shape.first_only else (4 if shape.adapter_layers else 3) * unit
         at_the_end += self.score_gradients(self.top_scores)
         yield _Moment(self.embeddings + sum(self.held) + self.on_top, copies, at_the_end, resident)
@@ -252,31 +255,31 @@ class _Step:
             yield _Moment(self.embeddings + sum(self.held[: full + 1]), copies, running, resident)
 
     def backward(self) -> Iterator[_Moment]:
-        shape, levers, unit = self.shape, self.levers, self.unit
+        shape, options, unit = self.shape, self.options, self.unit
         a_layer = (self.all_gradients - 4 * shape.vocabulary * shape.hidden) // max(1, shape.layers)
         for layer in range(self.last, -1, -1):
             grown = self.all_gradients if self.accumulates else (self.last - layer) * a_layer
             below = self.embeddings + sum(self.held[:layer]) + (unit if self.again(layer) else 0)
             copied = sum(1 for lower in range(layer + 1) if lower == layer or not self.again(lower))
-            copies = 2 * shape.layer_matrices * copied if levers.autocast else 0
+            copies = 2 * shape.layer_matrices * copied if options.autocast else 0
             activations = below + self.kept[layer]
-            if self.again(layer) and not levers.autocast:
+            if self.again(layer) and not options.autocast:
                 activations -= unit  # recomputation stops before the layer's output, which nothing needs
             if self.first_only(layer):
-                yield _Moment(activations, copies, (2 if levers.autocast else 3) * unit, grown)
+                yield _Moment(activations, copies, (2 if options.autocast else 3) * unit, grown)
                 continue
-            if self.again(layer) and levers.autocast:
+            if self.again(layer) and options.autocast:
                 activations += 3 * unit // 2  # float32 results that are still alive
             yield _Moment(activations, copies, max(self._feed_forward(), self._attention()), grown)
             if layer in shape.adapter_layers and shape.adapter_heads:
                 own = self.score_gradients(self.adapter_scores) + 2 * unit
-                yield _Moment(below + self.kept_by_adapter, copies, own, grown)
+                yield _Moment(below + self.saved_by_pal, copies, own, grown)
 
     def _feed_forward(self) -> int:
         """Alive beyond what the layer keeps while its feed-forward half goes backward."""
-        weight = (6 if self.levers.autocast else 4) * self.shape.hidden * self.shape.intermediate
-        gradients = 3 * self.unit // 2 if self.levers.autocast else 2 * self.unit
-        gone = self.unit + self.masks + (0 if self.levers.autocast else self.unit)
+        weight = (6 if self.options.autocast else 4) * self.shape.hidden * self.shape.intermediate
+        gradients = 3 * self.unit // 2 if self.options.autocast else 2 * self.unit
+        gone = self.unit + self.masks + (0 if self.options.autocast else self.unit)
         return gradients + self.intermediate + weight - gone
 
     def _attention(self) -> int:

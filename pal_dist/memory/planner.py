@@ -19,7 +19,7 @@ from pal_dist.data.token_cache import Batch
 from pal_dist.distributed.task_gradients import TaskGradients
 from pal_dist.memory.closed_form import shape_of
 from pal_dist.memory.devices import Device, amount
-from pal_dist.memory.search import Choices, Machine, Plan, Work, candidates, fastest, widest
+from pal_dist.memory.search import Machine, Plan, SearchSpace, Workload, candidates, fastest, largest_that_fits
 from pal_dist.memory.trace import Trace, trace
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 from pal_dist.optim.optimizers import build_optimizer
@@ -28,10 +28,10 @@ TRACE_FROM = 0.5
 """Share of the device from which a plan is certified by a trace; below it the closed form's error cannot matter."""
 
 
-def work_of(
+def workload_of(
     run: RunConfig, config: MultiTaskBertConfig, *, ranks: int, multiple: int, sampling: Sampling | None = None,
     lengths: Sequence[NDArray[np.int32]] = (), graphs: int = 1,
-) -> Work:  # fmt: skip
+) -> Workload:  # fmt: skip
     """What a step has to get through. Without `lengths` every example is taken to be as long as it may be."""
     tasks = len(run.data.tasks)
     per_task, examples = run.batch.batch_size, run.batch.batch_size * (tasks if run.batch.step_tasks == "all" else 1)
@@ -42,7 +42,7 @@ def work_of(
         per_task = examples if uneven else int(sampling.counts(0).max())
         per_task = min(per_task, max(sampling.sizes))
     longest = max((int(found.max()) for found in lengths), default=run.data.max_length)
-    return Work(
+    return Workload(
         shape=shape_of(_meta_model(run, config), config),
         rows=-(-per_task // ranks),
         longest=-(-longest // multiple) * multiple,
@@ -81,20 +81,20 @@ def trace_plan(plan: Plan, run: RunConfig, config: MultiTaskBertConfig) -> Trace
     batch = Batch(
         task.name, tokens, tokens, torch.ones(rows, length, dtype=torch.bool), torch.zeros(rows), rows * length
     )
-    options = replace(run.optimizer, optimizer=plan.levers.optimizer)  # type: ignore[arg-type]
+    options = replace(run.optimizer, optimizer=plan.options.optimizer)  # type: ignore[arg-type]
     # The other tasks' gradients lie aside, and this one's is there from an earlier micro-batch.
     before = plan.work.tasks if plan.work.apart else 0
     least = Batch(task.name, tokens[:1, :8], tokens[:1, :8], None, torch.zeros(1), 8)
     ends = [*range(plan.work.tasks - 1), before]
     return trace(
-        partial(build_for_trace, run, config, plan.levers.checkpoint_layers),
+        partial(build_for_trace, run, config, plan.options.checkpoint_layers),
         [*[least] * before, batch],
         after=kept_apart(ends) if plan.work.apart else None,
         loss=lambda logits, batch: task.objective.loss(logits.float(), batch.labels_B),
         optimizer=lambda model: build_optimizer(model, options, 1e-5),
         device=plan.machine.device,
-        precision=plan.levers.precision,
-        attention=plan.levers.attention,
+        precision=plan.options.precision,
+        attention=plan.options.attention,
         keeps_gradients=plan.accumulates,
         replay=False,
     )
@@ -117,7 +117,7 @@ def kept_apart(ends: Sequence[int]) -> Callable[[nn.Module, int], None]:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """A plan and what it stands on."""
 
     plan: Plan
@@ -131,25 +131,31 @@ class Planned:
 
 
 def search(
-    work: Work, machine: Machine, choices: Choices, run: RunConfig, config: MultiTaskBertConfig, *, certify: bool = True
-) -> Planned | None:
+    work: Workload,
+    machine: Machine,
+    choices: SearchSpace,
+    run: RunConfig,
+    config: MultiTaskBertConfig,
+    *,
+    certify: bool = True,
+) -> PlannedRun | None:
     """The fastest plan that fits, traced where it is tight; None where none fits."""
     plans = tuple(candidates(work, machine, choices))
     plan = fastest(plans)
     if plan is None:
         return None
     if plan.needed < TRACE_FROM * machine.device.usable or not certify or machine.device.is_cpu:
-        return Planned(plan, None, plans)
+        return PlannedRun(plan, None, plans)
     for _ in range(3):
         found = trace_plan(plan, run, config)
         plan = replace(plan, correction=max(1.0, found.peak / _traced_part(plan)))
         if plan.fits or choices.tokens:
-            return Planned(plan, found, plans)
-        narrower = widest(plan)
+            return PlannedRun(plan, found, plans)
+        narrower = largest_that_fits(plan)
         if narrower.tokens == plan.tokens:
             break
         plan = narrower
-    return Planned(plan, found, plans)
+    return PlannedRun(plan, found, plans)
 
 
 def _traced_part(plan: Plan) -> int:
@@ -164,19 +170,19 @@ def plan_run(
     run: RunConfig, config: MultiTaskBertConfig, device: Device, *, strategy: str, precision: str, ranks: int,
     multiple: int,
     sampling: Sampling, lengths: Sequence[NDArray[np.int32]],
-) -> Planned:  # fmt: skip
-    """The plan of `train --memory auto`: only levers that leave the gradient alone are pulled.
+) -> PlannedRun:  # fmt: skip
+    """The plan of `train --memory auto`: only options that leave the gradient alone are pulled.
 
     Raises DoesNotFitError where nothing fits, and says which lever would make it fit.
     """
-    work = work_of(run, config, ranks=ranks, multiple=multiple, sampling=sampling, lengths=lengths)
+    work = workload_of(run, config, ranks=ranks, multiple=multiple, sampling=sampling, lengths=lengths)
     machine = Machine(device, gpus=ranks)
     asked, layers = run.memory.tokens_per_micro_batch, run.memory.checkpoint_layers
     if device.is_cpu and asked is None:  # more at once is no faster on processors
         asked = max(work.longest, min(UNPLANNED_TOKENS, work.most_tokens))
-    choices = Choices(
+    choices = SearchSpace(
         precision=(precision,),
-        checkpoint_layers=Choices.checkpoint_layers if layers is None else (layers,),
+        checkpoint_layers=SearchSpace.checkpoint_layers if layers is None else (layers,),
         optimizer=(run.optimizer.optimizer,),
         strategy=("single" if ranks == 1 and strategy == "ddp" else strategy,),
         attention=("eager" if device.is_cpu else "sdpa",),
@@ -187,37 +193,37 @@ def plan_run(
         found = search(work, machine, replace(choices, tokens=None), run, config)
     if found is None or not found.fits:
         least = min(candidates(work, machine, choices), key=lambda plan: plan.needed)
-        free = search(work, machine, free_choices(machine), run, config, certify=False)
-        cure = f"It would with {in_flags(free.plan)}" if free else "Nothing makes it fit but a smaller model or length"
+        free = search(work, machine, full_search_space(machine), run, config, certify=False)
+        cure = f"It would with {as_flags(free.plan)}" if free else "Nothing makes it fit but a smaller model or length"
         raise DoesNotFitError(
-            f"this run does not fit: it needs {amount(least.needed)} even with {in_flags(least)}; "
+            f"this run does not fit: it needs {amount(least.needed)} even with {as_flags(least)}; "
             f"{device.name} has {amount(device.usable)}. {cure}. (--memory off tries it all the same)"
         )
     return found
 
 
-def free_choices(machine: Machine) -> Choices:
+def full_search_space(machine: Machine) -> SearchSpace:
     """Every lever free, ZeRO among them where there are ranks to share with or a host to lend memory."""
     low = machine.device.low_precision
     single = "ddp" if machine.ranks > 1 else "single"
     shared = ("zero1", "zero2", "zero3") if machine.ranks > 1 else ()
-    return Choices(
+    return SearchSpace(
         precision=(low, "fp32") if low != "fp32" else ("fp32",),
         strategy=(single, *shared, "zero2_offload", "zero3_offload"),
     )
 
 
-def in_flags(plan: Plan) -> str:
+def as_flags(plan: Plan) -> str:
     """The plan as flags of `train`."""
-    levers = plan.levers
-    words = [f"--precision {levers.precision}", f"--optimizer {levers.optimizer}",
-             f"--checkpoint_layers {levers.checkpoint_layers}", f"--tokens_per_micro_batch {plan.tokens}"]  # fmt: skip
+    options = plan.options
+    words = [f"--precision {options.precision}", f"--optimizer {options.optimizer}",
+             f"--checkpoint_layers {options.checkpoint_layers}", f"--tokens_per_micro_batch {plan.tokens}"]  # fmt: skip
     if not plan.is_replicated:
         words.append(f"--strategy {plan.strategy}")
     return " ".join(words)
 
 
-def as_record(planned: Planned) -> dict[str, Any]:
+def as_record(planned: PlannedRun) -> dict[str, Any]:
     """The plan as plain values, for JSON."""
     plan, device = planned.plan, planned.plan.machine.device
     return {
@@ -225,10 +231,10 @@ def as_record(planned: Planned) -> dict[str, Any]:
         "device": {"name": device.name, "memory": device.memory, "usable": device.usable, "source": device.source},
         "ranks": plan.machine.ranks,
         "strategy": plan.strategy,
-        "precision": plan.levers.precision,
-        "attention": plan.levers.attention,
-        "checkpoint_layers": plan.levers.checkpoint_layers,
-        "optimizer": plan.levers.optimizer,
+        "precision": plan.options.precision,
+        "attention": plan.options.attention,
+        "checkpoint_layers": plan.options.checkpoint_layers,
+        "optimizer": plan.options.optimizer,
         "tokens_per_micro_batch": plan.tokens,
         "worst_micro_batch": {"examples": plan.worst_batch[0], "length": plan.worst_batch[1]},
         "predicted_peak_bytes": plan.estimate.peak,

@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 1000, 460
 LEFT, RIGHT, TOP, BOTTOM = 80, 190, 40, 40
 
 
-def memory_picture(timeline: Sequence[tuple[str, dict[str, int]]], title: str) -> NDArray[np.uint8]:
+def plot_memory(timeline: Sequence[tuple[str, dict[str, int]]], title: str) -> NDArray[np.uint8]:
     """(height, width, 3) from (phase, bytes of each category) after each event, in order."""
     from PIL import Image, ImageDraw
 

@@ -26,7 +26,7 @@ STATE_BYTES = 12
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScalingPoint:
     """One step on so many GPUs, in estimated seconds."""
 
     gpus: int
@@ -48,17 +48,17 @@ class Scaled:
     def examples_per_second(self) -> float:
         return self.examples / self.seconds
 
-    def efficiency(self, alone: Scaled) -> float:
+    def efficiency(self, alone: ScalingPoint) -> float:
         """Examples a second of each GPU over those of one GPU alone."""
         return self.examples_per_second / self.gpus / alone.examples_per_second
 
 
-def scaled(plan: Plan) -> Scaled:
+def scaled(plan: Plan) -> ScalingPoint:
     """The plan's own step."""
     work, machine, time = plan.work, plan.machine, plan.time
     slowest = WAITING if machine.ranks > 1 else 1.0
     dealing = DEALING if machine.ranks > 1 else DEALING_ALONE
-    return Scaled(
+    return ScalingPoint(
         machine.ranks, machine.nodes, work.examples,
         compute=time.compute * slowest + time.update + time.host,
         all_reduce=time.exchange,
@@ -74,12 +74,12 @@ def machines(machine: Machine) -> list[Machine]:
     return [*inner, *outer, machine]
 
 
-def weak(plan: Plan) -> list[Scaled]:
+def weak(plan: Plan) -> list[ScalingPoint]:
     """From one GPU to the plan's machine; every GPU has as many examples as under the plan."""
     return [scaled(_resized(plan, machine, _share(plan, machine))) for machine in machines(plan.machine)]
 
 
-def strong(plan: Plan) -> list[Scaled]:
+def strong(plan: Plan) -> list[ScalingPoint]:
     """From one GPU to the plan's machine; all share the plan's batch, whose micro-batches stay as large."""
     return [scaled(_resized(plan, machine, plan.work.examples)) for machine in machines(plan.machine)]
 

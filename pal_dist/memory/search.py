@@ -10,7 +10,7 @@ from itertools import product
 from pal_dist.data.batching import MICRO_BATCH_COST
 from pal_dist.distributed.strategy import read_strategy
 from pal_dist.distributed.task_gradients import PIECE
-from pal_dist.memory.closed_form import Estimate, Levers, Shape, step_bytes
+from pal_dist.memory.closed_form import Estimate, ModelShape, StepOptions, step_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.sharding import with_strategy
 from pal_dist.memory.step_time import StepTime, micro_batch_cost, step_time
@@ -47,10 +47,10 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What a step has to get through, whatever the plan."""
 
-    shape: Shape
+    shape: ModelShape
     rows: int
     """Most examples of one task that one rank can meet in a step."""
     longest: int
@@ -75,9 +75,9 @@ class Work:
 class Plan:
     """One way to run the work on the machine."""
 
-    work: Work
+    work: Workload
     machine: Machine
-    levers: Levers
+    options: StepOptions
     strategy: str
     tokens: int
     """Token budget of a micro-batch."""
@@ -101,7 +101,7 @@ class Plan:
         if work.longest > BRIM:  # shorter examples fill the budget to the brim where the longest leave a rest
             batches.append((max(1, min(work.rows, self.tokens // BRIM)), BRIM))
         found = [
-            (step_bytes(work.shape, self.levers, rows, length, accumulates=self.accumulates), (rows, length))
+            (step_bytes(work.shape, self.options, rows, length, accumulates=self.accumulates), (rows, length))
             for rows, length in batches
         ]
         return max(found, key=lambda entry: entry[0].peak)
@@ -122,7 +122,7 @@ class Plan:
         if self.work.apart:
             more = self._kept_apart()
             worst = Estimate(worst.peak + more, {**worst.categories, KEPT_APART: more})
-        return with_strategy(worst, self.work.shape, self.levers, self.strategy, machine.ranks, machine.device)
+        return with_strategy(worst, self.work.shape, self.options, self.strategy, machine.ranks, machine.device)
 
     def _kept_apart(self) -> int:
         """Bytes of all tasks' gradients but one, and of the pieces in which they are compared."""
@@ -146,7 +146,7 @@ class Plan:
     def micro_batch_cost(self) -> int:
         """Fixed cost of one more micro-batch, in tokens: measured on a CPU, estimated for GPUs."""
         device = self.machine.device
-        return MICRO_BATCH_COST if device.is_cpu else micro_batch_cost(self.work.shape, self.levers, device)
+        return MICRO_BATCH_COST if device.is_cpu else micro_batch_cost(self.work.shape, self.options, device)
 
     @property
     def rank_examples(self) -> float:
@@ -160,7 +160,7 @@ class Plan:
         tokens = self.rank_examples * work.mean_length
         micro_batches = work.tasks * max(1.0, tokens / work.tasks / self.tokens)
         return step_time(
-            work.shape, self.levers, machine.device, strategy=self.strategy, gpus=machine.gpus, nodes=machine.nodes,
+            work.shape, self.options, machine.device, strategy=self.strategy, gpus=machine.gpus, nodes=machine.nodes,
             tokens=tokens, length=work.mean_length, micro_batches=micro_batches,
         )  # fmt: skip
 
@@ -174,7 +174,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Choices:
+class SearchSpace:
     """The values each lever may take; one value fixes it."""
 
     precision: Sequence[str]
@@ -186,8 +186,8 @@ class Choices:
     """A fixed token budget; None: as large as fits."""
 
 
-def candidates(work: Work, machine: Machine, choices: Choices) -> Iterator[Plan]:
-    """Every combination of levers, each with the largest token budget that fits, or the least one where none does."""
+def candidates(work: Workload, machine: Machine, choices: SearchSpace) -> Iterator[Plan]:
+    """Every combination of options, each with the largest token budget that fits, or the least one where none does."""
     for precision, attention, layers, optimizer, strategy in product(
         choices.precision, choices.attention, choices.checkpoint_layers, choices.optimizer, choices.strategy
     ):
@@ -195,11 +195,11 @@ def candidates(work: Work, machine: Machine, choices: Choices) -> Iterator[Plan]
             continue  # 8-bit state under ZeRO is experimental, under offload silently another optimizer
         if layers > work.shape.layers:
             continue
-        plan = Plan(work, machine, Levers(precision, attention, layers, optimizer), strategy, work.longest)
-        yield replace(plan, tokens=choices.tokens) if choices.tokens else widest(plan)
+        plan = Plan(work, machine, StepOptions(precision, attention, layers, optimizer), strategy, work.longest)
+        yield replace(plan, tokens=choices.tokens) if choices.tokens else largest_that_fits(plan)
 
 
-def widest(plan: Plan) -> Plan:
+def largest_that_fits(plan: Plan) -> Plan:
     """The same plan with the largest token budget that fits; the least one where none does."""
     least, most = plan.work.longest, max(plan.work.most_tokens, plan.work.longest)
     if replace(plan, tokens=most).fits:
@@ -221,11 +221,11 @@ def fastest(plans: Sequence[Plan]) -> Plan | None:
 
 
 def _simplicity(plan: Plan) -> tuple[int, int, int]:
-    levers = plan.levers
-    return (levers.optimizer != "adamw", levers.checkpoint_layers, plan.needed)
+    options = plan.options
+    return (options.optimizer != "adamw", options.checkpoint_layers, plan.needed)
 
 
-def nearest_misfit(plans: Sequence[Plan], chosen: Plan) -> Plan | None:
+def nearest_that_does_not_fit(plans: Sequence[Plan], chosen: Plan) -> Plan | None:
     """The plan that misses by least among those that would be faster than the chosen one."""
     larger = replace(chosen, tokens=chosen.tokens + STEP) if chosen.tokens < chosen.work.most_tokens else None
     missing = [plan for plan in [*plans, *([larger] if larger else [])] if not plan.fits]
@@ -233,9 +233,9 @@ def nearest_misfit(plans: Sequence[Plan], chosen: Plan) -> Plan | None:
     return min(faster, key=lambda plan: plan.needed, default=None)
 
 
-def cures(plan: Plan) -> list[tuple[str, Plan]]:
+def alternatives(plan: Plan) -> list[tuple[str, Plan]]:
     """The plan with one lever pulled, each that it has not pulled yet."""
-    levers, device = plan.levers, plan.machine.device
+    options, device = plan.options, plan.machine.device
     single = "ddp" if plan.machine.ranks > 1 else "single"
     found: list[tuple[str, Plan]] = []
 
@@ -244,24 +244,24 @@ def cures(plan: Plan) -> list[tuple[str, Plan]]:
             found.append((name, other))
 
     offer("half the tokens per micro-batch", replace(plan, tokens=max(plan.work.longest, plan.tokens // 2)))
-    if levers.attention == "eager":
-        offer("fused attention (sdpa)", replace(plan, levers=replace(levers, attention="sdpa")))
-    if levers.precision == "fp32" and device.low_precision != "fp32":
+    if options.attention == "eager":
+        offer("fused attention (sdpa)", replace(plan, options=replace(options, attention="sdpa")))
+    if options.precision == "fp32" and device.low_precision != "fp32":
         offer(
-            f"precision {device.low_precision}", replace(plan, levers=replace(levers, precision=device.low_precision))
+            f"precision {device.low_precision}", replace(plan, options=replace(options, precision=device.low_precision))
         )
     for every in (2, 1):
-        if levers.checkpoint_layers != 1 and every <= plan.work.shape.layers:
+        if options.checkpoint_layers != 1 and every <= plan.work.shape.layers:
             name = "every layer" if every == 1 else "every 2nd layer"
-            offer(f"checkpointing {name}", replace(plan, levers=replace(levers, checkpoint_layers=every)))
+            offer(f"checkpointing {name}", replace(plan, options=replace(options, checkpoint_layers=every)))
     for optimizer in ("adamw_8bit", "paged_adamw_8bit"):
-        if levers.optimizer == "adamw" and plan.strategy == single:
-            offer(f"optimizer {optimizer}", replace(plan, levers=replace(levers, optimizer=optimizer)))
+        if options.optimizer == "adamw" and plan.strategy == single:
+            offer(f"optimizer {optimizer}", replace(plan, options=replace(options, optimizer=optimizer)))
     if plan.work.graphs > 1:
         offer("one task's graph at a time", replace(plan, work=replace(plan.work, graphs=1)))
     if plan.work.apart:
         offer("gradients summed (--conflict none)", replace(plan, work=replace(plan.work, apart=False)))
     for strategy in ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"):
-        if plan.strategy == single and levers.optimizer == "adamw":
+        if plan.strategy == single and options.optimizer == "adamw":
             offer(strategy, replace(plan, strategy=strategy))
     return found

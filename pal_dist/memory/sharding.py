@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pal_dist.distributed.strategy import REPLICATED, Strategy, read_strategy
-from pal_dist.memory.closed_form import Estimate, Levers, Shape, optimizer_bytes
+from pal_dist.memory.closed_form import Estimate, ModelShape, StepOptions, optimizer_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.tracker import GRADIENTS, OPTIMIZER, PARAMETERS
 
@@ -22,7 +22,7 @@ COMMUNICATION = "communication"
 
 
 @dataclass(frozen=True)
-class Sharded:
+class ShardedBytes:
     """Bytes on the device of one rank, and what crosses to other ranks or the host in a step."""
 
     parameters: int
@@ -33,27 +33,27 @@ class Sharded:
     host_bytes: int
 
 
-def sharded(shape: Shape, levers: Levers, strategy: str, ranks: int) -> Sharded:
+def sharded(shape: ModelShape, options: StepOptions, strategy: str, ranks: int) -> ShardedBytes:
     """The parts of a step's memory that do not depend on the batch."""
     spread = _read(strategy)
     trained, own = 4 * shape.trained_parameters, 4 * shape.trained_parameters // ranks
     ring = 2 * (ranks - 1) / ranks  # an all-reduce sends each byte about twice; so do its two halves
     if spread.kind == "replicated":
-        state = optimizer_bytes(shape, levers.optimizer)
+        state = optimizer_bytes(shape, options.optimizer)
         buffer = min(trained, REDUCTION_BUFFER) if ranks > 1 else 0
-        return Sharded(4 * shape.parameters, trained, state, buffer, int(ring * trained), 0)
+        return ShardedBytes(4 * shape.parameters, trained, state, buffer, int(ring * trained), 0)
     words = 4 * shape.vocabulary * shape.hidden
     layer = 4 * (shape.layer_matrices + shape.adapter_matrices // max(1, len(shape.adapter_layers)))
     if spread.kind == "fsdp2":
         root = max(0, 4 * shape.parameters - 4 * shape.layers * shape.layer_matrices)  # stays whole during a step
         parameters = 4 * shape.parameters // ranks + root + 2 * 4 * shape.layer_matrices
-        return Sharded(parameters, trained + own, 2 * own, 2 * layer, int(1.5 * ring * trained), 0)
+        return ShardedBytes(parameters, trained + own, 2 * own, 2 * layer, int(1.5 * ring * trained), 0)
     on_host = own if spread.offload else 0
     parameters = 4 * shape.parameters
     if spread.stage == 3:  # what this rank keeps, and the largest module, the words, while it is gathered
         parameters = (0 if spread.offload else parameters // ranks) + max(words, layer)
     copy = 0 if spread.offload else own  # of what this rank updates
-    return Sharded(
+    return ShardedBytes(
         parameters, trained + (0 if spread.offload else own), copy + (0 if spread.offload else 2 * own),
         4 * spread.bucket, int((1.5 if spread.stage == 3 else 1) * ring * trained), 2 * on_host,
     )  # fmt: skip
@@ -65,10 +65,10 @@ def _read(strategy: str) -> Strategy:
 
 
 def with_strategy(
-    estimate: Estimate, shape: Shape, levers: Levers, strategy: str, ranks: int, device: Device
+    estimate: Estimate, shape: ModelShape, options: StepOptions, strategy: str, ranks: int, device: Device
 ) -> Estimate:
     """The same step under a strategy: `estimate` is that of a single rank."""
-    parts = sharded(shape, levers, strategy, ranks)
+    parts = sharded(shape, options, strategy, ranks)
     categories = {
         **estimate.categories,
         PARAMETERS: parts.parameters,

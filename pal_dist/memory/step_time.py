@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pal_dist.memory.closed_form import Levers, Shape, kept_by_layer
+from pal_dist.memory.closed_form import ModelShape, StepOptions, saved_by_layer
 from pal_dist.memory.devices import Device
 from pal_dist.memory.sharding import REDUCTION_BUFFER, sharded
 from pal_dist.models.encoder import is_checkpointed
@@ -27,14 +27,14 @@ LINK_LATENCY, NETWORK_LATENCY = 2e-6, 10e-6
 """Estimates: seconds from one rank of a ring to the next, within a node and between nodes."""
 
 
-def matrix_flops(shape: Shape, tokens: int, length: float, levers: Levers) -> float:
+def matrix_flops(shape: ModelShape, tokens: int, length: float, options: StepOptions) -> float:
     """Floating-point operations of forward and backward over so many tokens; recomputed layers count one forward more.
 
     Backward costs two forwards where weights are trained, one where gradients only pass through to adapters below, and
     none where nothing below the heads is trained.
     """
     passes = 3 if shape.shared else 2 if shape.adapter_layers else 1
-    again = sum(is_checkpointed(layer, levers.checkpoint_layers) for layer in range(shape.layers)) / shape.layers
+    again = sum(is_checkpointed(layer, options.checkpoint_layers) for layer in range(shape.layers)) / shape.layers
     weights = shape.layers * shape.layer_matrices
     weights += shape.adapter_matrices
     pals = len(shape.adapter_layers) if shape.adapter_heads else 0
@@ -44,17 +44,17 @@ def matrix_flops(shape: Shape, tokens: int, length: float, levers: Levers) -> fl
     return 2.0 * tokens * (weights + scores) * (passes + (again if passes > 1 else 0))
 
 
-def micro_batch_cost(shape: Shape, levers: Levers, device: Device) -> int:
+def micro_batch_cost(shape: ModelShape, options: StepOptions, device: Device) -> int:
     """Estimated fixed cost of one more micro-batch, in tokens that could have been computed meanwhile."""
     launches = shape.layers * KERNELS_PER_LAYER * LAUNCH_SECONDS
-    return int(launches * _rate(levers, device) / matrix_flops(shape, 1, 64, levers))
+    return int(launches * _rate(options, device) / matrix_flops(shape, 1, 64, options))
 
 
-def _rate(levers: Levers, device: Device) -> float:
+def _rate(options: StepOptions, device: Device) -> float:
     """Floating-point operations a second in matrix products."""
     if device.is_cpu:
         return device.teraflops_fp32 * 1e12
-    if levers.autocast:
+    if options.autocast:
         return device.teraflops_low * 1e12 * EFFICIENCY_LOW
     return device.teraflops_fp32 * 1e12 * EFFICIENCY_FP32
 
@@ -77,8 +77,8 @@ class StepTime:
 
 
 def step_time(
-    shape: Shape, levers: Levers, device: Device, *, strategy: str, gpus: int, nodes: int, tokens: float, length: float,
-    micro_batches: float,
+    shape: ModelShape, options: StepOptions, device: Device, *, strategy: str, gpus: int, nodes: int, tokens: float,
+    length: float, micro_batches: float,
 ) -> StepTime:  # fmt: skip
     """Estimated time of one optimizer step.
 
@@ -87,14 +87,16 @@ def step_time(
             rank in the step.
     """
     batch = max(1, round(tokens / length))
-    kept = kept_by_layer(shape, levers, batch, round(length), adapter=bool(shape.adapter_layers), queries=round(length))
+    kept = saved_by_layer(
+        shape, options, batch, round(length), adapter=bool(shape.adapter_layers), queries=round(length)
+    )
     memory = device.bandwidth * 1e9
-    parts = sharded(shape, levers, strategy, gpus * nodes)
-    compute = matrix_flops(shape, int(tokens), length, levers) / _rate(levers, device)
+    parts = sharded(shape, options, strategy, gpus * nodes)
+    compute = matrix_flops(shape, int(tokens), length, options) / _rate(options, device)
     compute += ACTIVATION_TRAFFIC * kept * shape.layers / memory
     compute += micro_batches * shape.layers * KERNELS_PER_LAYER * LAUNCH_SECONDS * (0 if device.is_cpu else 1)
-    optimizer_traffic = 28 if levers.optimizer == "adamw" else 18
-    paged = 4 * shape.trained_parameters if levers.optimizer.startswith("paged") else 0
+    optimizer_traffic = 28 if options.optimizer == "adamw" else 18
+    paged = 4 * shape.trained_parameters if options.optimizer.startswith("paged") else 0
     return StepTime(
         compute,
         optimizer_traffic * shape.trained_parameters / memory,

@@ -33,7 +33,7 @@ from pal_dist.memory.tracker import (
     Tracker,
     peak_of,
 )
-from pal_dist.models.attention import pretend_kernels
+from pal_dist.models.attention import emulate_kernels_of
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -137,7 +137,7 @@ def trace(
             )  # fmt: skip
             tracker.on_exit = emulation.forget_copies  # a layer that is computed again has an autocast of its own
             autocast = again = partial(emulation.autocast, DTYPES[precision])
-            stack.enter_context(pretend_kernels("cuda"))
+            stack.enter_context(emulate_kernels_of("cuda"))
             stack.enter_context(emulation)
         elif DTYPES[precision] is not None:
             autocast = partial(torch.autocast, "cpu", DTYPES[precision])

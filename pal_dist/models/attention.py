@@ -23,7 +23,7 @@ _pretended: ContextVar[str | None] = ContextVar("pretended kernels", default=Non
 
 
 @contextmanager
-def pretend_kernels(device_type: str) -> Iterator[None]:
+def emulate_kernels_of(device_type: str) -> Iterator[None]:
     """Within, code takes the way it would take on such a device, whatever its tensors are (for traces of memory)."""
     token = _pretended.set(device_type)
     try:
@@ -32,7 +32,7 @@ def pretend_kernels(device_type: str) -> Iterator[None]:
         _pretended.reset(token)
 
 
-def kernels_of(tensor: Tensor) -> str:
+def kernel_device_type(tensor: Tensor) -> str:
     """Type of the device whose kernels work on the tensor: `cpu` or `cuda`."""
     return _pretended.get() or tensor.device.type
 
@@ -60,7 +60,7 @@ def dropout(values: Tensor, p: float, training: bool) -> Tensor:
     """Zero each element with probability `p` and scale the others by 1 / (1 - p); the identity outside training."""
     if not training or p == 0.0:
         return values
-    if kernels_of(values) == "cpu":
+    if kernel_device_type(values) == "cpu":
         result: Tensor = _BitDropout.apply(values, round(p * _LEVELS))
         return result
     return F.dropout(values, p)
@@ -91,14 +91,14 @@ def attention(query_BQD: Tensor, key_BLD: Tensor, value_BLD: Tensor, mask: Tenso
     Returns: (B, Q, D).
     """
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BQD, key_BLD, value_BLD))
-    if training and p > 0 and kernels_of(query) == "cpu":
+    if training and p > 0 and kernel_device_type(query) == "cpu":
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         context = dropout(scores.softmax(-1), p, training) @ value
     else:
         width = query.shape[-1]
-        extra = -width % head_multiple(kernels_of(query))
+        extra = -width % head_multiple(kernel_device_type(query))
         if extra:  # zeros change neither scores nor context; the scale is that of the true width
             query, key, value = (F.pad(x, (0, extra)) for x in (query, key, value))
         p = p if training else 0.0

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pal_dist.core.atomic_io import new_folder
+from pal_dist.core.atomic_io import atomic_folder
 from pal_dist.core.errors import UserError
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 from pal_dist.tasks.registry import resolve_tasks, task_to_dict
@@ -162,5 +162,5 @@ def convert_files(checkpoint: Path, bert_config: Path, tasks: list[str], output:
                 f"{checkpoint}: `{name}` has shape {tuple(value.shape)}, the task needs {tuple(own[name].shape)}"
             )
     model.load_state_dict(converted.state)
-    with new_folder(output) as draft:
+    with atomic_folder(output) as draft:
         model.save_pretrained(draft)

@@ -145,7 +145,7 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Hidden states of the last layer, (B, L, D), or (B, 1, D) where only the first token is wanted and the adapter
         does not need the others."""
-        adapter = adapter or Adapter.kinds["none"](NOWHERE)
+        adapter = adapter or Adapter.registry["none"](NOWHERE)
         first_only = first_only and not adapter.reads_all_tokens
         mask = None if mask_BL is None else mask_BL[:, None, None, :]
         hidden = self.embeddings(input_ids_BL, token_type_ids_BL)

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pal_dist.core.atomic_io import new_folder
+from pal_dist.core.atomic_io import atomic_folder
 from pal_dist.core.errors import UserError
 from pal_dist.models.multi_task import MultiTaskBert, task_values
 from pal_dist.tasks.registry import task_to_dict
@@ -34,7 +34,7 @@ def export_model(
 
     Raises UserError where the disk is full.
     """
-    with new_folder(folder, needs=sum(tensor.nbytes for tensor in values.values())) as draft:
+    with atomic_folder(folder, needs=sum(tensor.nbytes for tensor in values.values())) as draft:
         model.save_pretrained(draft, state_dict=dict(values))
         for name in TOKENIZER_FILES:
             if (source / name).is_file():

@@ -86,7 +86,7 @@ class MultiTaskBert(PreTrainedModel):
         super().__init__(config)
         tasks = config.task_table()
         self.bert = Encoder(config, pooler=config.pooling == "pooler")
-        self.adapters = nn.ModuleDict({name: Adapter.kinds[config.adapter](config.geometry()) for name in tasks})
+        self.adapters = nn.ModuleDict({name: Adapter.registry[config.adapter](config.geometry()) for name in tasks})
         self.heads = nn.ModuleDict(
             {
                 name: Head(config.hidden_size, config.head_layers, config.head_dropout, task.objective.outputs)
@@ -187,15 +187,15 @@ def task_values(values: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:
     return {name: value for name, value in values.items() if name.startswith((f"adapters.{task}.", f"heads.{task}."))}
 
 
-def check_options(name: str, encoder: dict[str, Any], options: ModelConfig, max_length: int) -> None:
+def check_model_options(name: str, encoder: dict[str, Any], options: ModelConfig, max_length: int) -> None:
     """Raises UserError for what the encoder of this config.json cannot do, before any work is done."""
     encoder = {**BertConfig().to_dict(), **encoder}
     problems = []
     if encoder["hidden_act"] not in ACTIVATIONS:
         problems.append(f"{name}: activation {encoder['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
-    kind = Adapter.kinds.get(options.adapter)
+    kind = Adapter.registry.get(options.adapter)
     if kind is None:
-        problems.append(f"--adapter {options.adapter}: known kinds are {', '.join(Adapter.kinds)}")
+        problems.append(f"--adapter {options.adapter}: known kinds are {', '.join(Adapter.registry)}")
     elif kind.has_heads and (width := options.adapter_hidden or kind.width) % options.adapter_heads:
         problems.append(
             f"--adapter_hidden {width} cannot be split into --adapter_heads {options.adapter_heads}: choose a multiple "
@@ -224,7 +224,7 @@ def model_config(
     return MultiTaskBertConfig(
         tasks=[task_to_dict(task) for task in tasks],
         adapter=options.adapter,
-        adapter_hidden=options.adapter_hidden or Adapter.kinds[options.adapter].width,
+        adapter_hidden=options.adapter_hidden or Adapter.registry[options.adapter].width,
         adapter_heads=options.adapter_heads,
         adapter_layers=None if options.adapter_layers is None else list(options.adapter_layers),
         adapter_bottleneck=options.adapter_bottleneck,

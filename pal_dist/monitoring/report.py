@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pal_dist.core.atomic_io import full_disk_is_told, write_text
-from pal_dist.monitoring.status_file import Logbook
+from pal_dist.core.atomic_io import explain_full_disk, write_text
+from pal_dist.monitoring.status_file import StatusFile
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -77,7 +77,7 @@ class RunReport(Report):
         """`step`: where the run goes on from; what was logged after it is dropped, for it will be logged again."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.logbook = Logbook(folder, step, total_steps, job)
+        self.status_file = StatusFile(folder, step, total_steps, job)
 
         self.writer: SummaryWriter = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         self.metrics_file = folder / "metrics.jsonl"
@@ -99,7 +99,7 @@ class RunReport(Report):
     def progress(self, step: int, total: int, entry: Mapping[str, Any]) -> None:
         """One log entry: to the files always, to the terminal as a live line, to a log file now and then."""
         self._record({"step": step, **entry})
-        self.logbook.write("training", step)
+        self.status_file.write("training", step)
         for name, value in entry.items():
             if isinstance(value, Mapping):
                 for task, number in value.items():
@@ -138,14 +138,14 @@ class RunReport(Report):
         self.writer.add_image(name, image, 0, dataformats="HWC")
 
     def state(self, state: str, step: int) -> None:
-        self.logbook.write(state, step)
+        self.status_file.write(state, step)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            self.logbook.ended(error)
+            self.status_file.ended(error)
             raise
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class RunReport(Report):
         self.writer.close()
 
     def _record(self, entry: Mapping[str, Any]) -> None:
-        with full_disk_is_told(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:
+        with explain_full_disk(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def _end_line(self) -> None:

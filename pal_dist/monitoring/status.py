@@ -13,7 +13,7 @@ import psutil
 
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring.report import duration, say, table
-from pal_dist.monitoring.status_file import FILE, Entry, read_entry
+from pal_dist.monitoring.status_file import FILE, Entry, read_status
 
 ENDED = ("finished", "stopped", "failed")
 
@@ -88,7 +88,7 @@ def _ago(moment: float) -> str:
 
 def status_of(folder: Path) -> Status:
     """Raises UserError where there is no run in the folder."""
-    entry = read_entry(folder)
+    entry = read_status(folder)
     if entry is None:
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder")
@@ -132,7 +132,7 @@ def _read_metrics(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
 def runs_below(folder: Path) -> list[Status]:
     """The runs in a folder, newest first. Raises UserError where there is none."""
     found = sorted(folder.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    runs = [status_of(path.parent) for path in found if read_entry(path.parent) is not None]
+    runs = [status_of(path.parent) for path in found if read_status(path.parent) is not None]
     if not runs:
         raise UserError(f"{folder}: neither a run's folder nor a folder of runs")
     return runs

@@ -44,7 +44,7 @@ class Entry:
     exit_code: int = 0
 
 
-def read_entry(folder: Path) -> Entry | None:
+def read_status(folder: Path) -> Entry | None:
     """The newest entry; None where no run has begun, or a later version has written something else."""
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -53,11 +53,11 @@ def read_entry(folder: Path) -> Entry | None:
         return None
 
 
-class Logbook:
+class StatusFile:
     """Kept by rank 0."""
 
     def __init__(self, folder: Path, step: int, total_steps: int, job: Mapping[str, str]):
-        before, now, process = read_entry(folder), time.time(), psutil.Process()
+        before, now, process = read_status(folder), time.time(), psutil.Process()
         self.folder = folder
         self.entry = Entry(
             "starting", step, total_steps, 1 + (before.starts if before else 0),

@@ -89,7 +89,7 @@ METHODS: dict[str, Callable[[Tensor, Others, Tensor], tuple[Tensor, Tensor]]] = 
 }
 
 
-class Resolver:
+class GradientSurgery:
     """One method over the steps of a run."""
 
     def __init__(self, kind: str, tasks: int, seed: int):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pal_dist.core.errors import UserError
 from pal_dist.tasks.registry import Task
 
-LEARNED = "uncertainty"
+LEARNED_VARIANCES = "uncertainty"
 """Name of the learned variances' module in the model."""
 
 
@@ -27,7 +27,7 @@ class LearnedVariances(nn.Module):
     def __init__(self, tasks: Sequence[Task]):
         super().__init__()
         self.logarithms = nn.ParameterDict({task.name: nn.Parameter(torch.zeros(1)) for task in tasks})
-        self.shares = {task.name: 1.0 if task.objective.kinds else 0.5 for task in tasks}
+        self.shares = {task.name: 1.0 if task.objective.class_count else 0.5 for task in tasks}
 
     def forward(self, task: str, loss_sum: Tensor, examples: int) -> Tensor:
         """The sum over `examples` of the above, a scalar."""
@@ -36,7 +36,7 @@ class LearnedVariances(nn.Module):
 
 
 @dataclass(frozen=True)
-class Balance:
+class TaskWeights:
     """Factors of the tasks' summed losses."""
 
     by_examples: bool
@@ -51,12 +51,12 @@ class Balance:
         return {task: total / (len(counts) * count * self.units[task]) for task, count in counts.items()}
 
 
-def balance_of(weighting: str, tasks: Sequence[Task], labels: Sequence[NDArray[np.float32]]) -> Balance:
+def task_weights_of(weighting: str, tasks: Sequence[Task], labels: Sequence[NDArray[np.float32]]) -> TaskWeights:
     """The balance of a run on these training labels. Raises UserError for labels that are all the same."""
     if weighting != "scale":
-        return Balance(weighting == "examples", (1.0,) * len(tasks))
+        return TaskWeights(weighting == "examples", (1.0,) * len(tasks))
     units = [task.objective.constant_loss(np.asarray(known)) for task, known in zip(tasks, labels, strict=True)]
     for task, unit in zip(tasks, units, strict=True):
         if not unit > 0:
             raise UserError(f"--weighting scale: every training label of `{task.name}` is the same; leave the task out")
-    return Balance(False, tuple(units))
+    return TaskWeights(False, tuple(units))

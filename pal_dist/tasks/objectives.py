@@ -73,11 +73,11 @@ class Objective:
         return 1
 
     @property
-    def kinds(self) -> int:
+    def class_count(self) -> int:
         """Number of different predictions; 0 where any number may come out."""
         return 0
 
-    def say(self, value: float) -> str | int | float:
+    def format_prediction(self, value: float) -> str | int | float:
         """A prediction in the file's own words: a name, a whole number or a score."""
         return value
 
@@ -112,7 +112,7 @@ class Objective:
         raise NotImplementedError
 
 
-def _named_or_number(text: str, names: tuple[str, ...], count: int) -> float:
+def _parse_class(text: str, names: tuple[str, ...], count: int) -> float:
     if names:
         if text not in names:
             raise ValueError(f"expected one of {', '.join(names)}, found {text!r}")
@@ -126,7 +126,7 @@ def _named_or_number(text: str, names: tuple[str, ...], count: int) -> float:
     return value
 
 
-def _said(value: float, names: tuple[str, ...]) -> str | int:
+def _format_class(value: float, names: tuple[str, ...]) -> str | int:
     return names[int(value)] if names else int(value)
 
 
@@ -142,14 +142,14 @@ class Classes(Objective):
         return self.count
 
     @property
-    def kinds(self) -> int:
+    def class_count(self) -> int:
         return self.count
 
-    def say(self, value: float) -> str | int | float:
-        return _said(value, self.names)
+    def format_prediction(self, value: float) -> str | int | float:
+        return _format_class(value, self.names)
 
     def parse(self, text: str) -> float:
-        return _named_or_number(text, self.names, self.count)
+        return _parse_class(text, self.names, self.count)
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         import torch.nn.functional as F
@@ -177,14 +177,14 @@ class Binary(Objective):
     names: tuple[str, ...] = ()
 
     @property
-    def kinds(self) -> int:
+    def class_count(self) -> int:
         return 2
 
-    def say(self, value: float) -> str | int | float:
-        return _said(value, self.names)
+    def format_prediction(self, value: float) -> str | int | float:
+        return _format_class(value, self.names)
 
     def parse(self, text: str) -> float:
-        return _named_or_number(text, self.names, 2)
+        return _parse_class(text, self.names, 2)
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         import torch.nn.functional as F
@@ -252,7 +252,7 @@ class Score(Objective):
         return {"score": [self.low, self.high]}
 
 
-def objective_from(value: Any, *, where: str) -> Objective:
+def read_objective(value: Any, *, where: str) -> Objective:
     """Read `binary`, `{binary: [no, yes]}`, `{classes: 5}`, `{classes: [a, b]}` or `{score: [low, high]}`.
 
     Raises UserError, naming `where`, for anything else.

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pal_dist.core.errors import UserError
-from pal_dist.tasks.objectives import Binary, Classes, Objective, Score, objective_from
+from pal_dist.tasks.objectives import Binary, Classes, Objective, Score, read_objective
 
 SPLITS = ("train", "dev", "test")
 
@@ -175,7 +175,7 @@ def task_from_dict(entry: Any, *, where: str, folder: Path | None = None) -> Tas
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
     values = dict(entry)
-    objective = values["objective"] = objective_from(values["objective"], where=where)
+    objective = values["objective"] = read_objective(values["objective"], where=where)
     if not str(values["name"]).replace("_", "").replace("-", "").isalnum():
         raise UserError(f"{where}: `name` may have letters, digits, `_` and `-`, found {values['name']!r}")
     if values["metric"] not in objective.metric_names:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pal_dist.core.atomic_io import full_disk_is_told, put_in_place, sync, write_json
+from pal_dist.core.atomic_io import explain_full_disk, replace_folder, sync, write_json
 from pal_dist.core.errors import UserError
 from pal_dist.distributed.engine import Engine
 from pal_dist.monitoring.report import say
@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep
     draft = folder / f".{target.name}.draft"
     failure: UserError | None = None
     try:
-        with full_disk_is_told(target):
+        with explain_full_disk(target):
             if engine.is_main:
                 shutil.rmtree(draft, ignore_errors=True)
                 draft.mkdir(parents=True)
@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep
     _all_or_nothing(engine, failure, draft)
     part = f"part-{engine.rank + 1:05d}-of-{engine.ranks:05d}.safetensors"
     try:
-        with full_disk_is_told(target):
+        with explain_full_disk(target):
             tensors = _own_part(engine)
             free = shutil.disk_usage(folder).free
             needs = sum(tensor.nbytes for tensor in tensors.values())
@@ -64,7 +64,7 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep
     if engine.is_main:
         sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
         write_json(draft / STATE, {**state, "scaler": engine.scaler_state(), "files": sizes})
-        put_in_place(draft, target)
+        replace_folder(draft, target)
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
     engine.wait()
@@ -99,7 +99,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_intact(folder: Path) -> Path | None:
     """The newest checkpoint none of whose files is missing, cut short or unreadable; damaged ones are named."""
     for path in checkpoints(folder)[::-1]:
         problem = damage(path)

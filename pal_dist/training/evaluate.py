@@ -36,7 +36,7 @@ class Predictions:
 
     def confusion(self) -> NDArray[np.int64] | None:
         """Counts [label, prediction]; None where the task predicts a score."""
-        kinds = self.task.objective.kinds
+        kinds = self.task.objective.class_count
         if not kinds:
             return None
         counts = np.zeros((kinds, kinds), dtype=np.int64)
@@ -83,11 +83,11 @@ def run_rows(
         waiting = [*[np.zeros(1, dtype=np.int64)] * (most - len(waiting)), *waiting]
     found: list[tuple[Rows, NDArray[Any]]] = []
     while waiting:
-        engine.world.progress(f"{doing} {task.name}")
+        engine.group.progress(f"{doing} {task.name}")
         part, failure = waiting.pop(), ""
         try:
             batch = corpus.batch(task.name, part + rows.start, padding_id=padding_id, multiple=engine.multiple)
-            found.append((part, function(engine.place(batch)).cpu().numpy()))
+            found.append((part, function(engine.to_device(batch)).cpu().numpy()))
         except Exception as error:
             if not is_out_of_memory(error) or (gathers and engine.ranks > 1):
                 raise
@@ -114,7 +114,7 @@ def course_lines(predictions: Predictions) -> list[str]:
 
 def json_records(predictions: Predictions) -> list[dict[str, Any]]:
     """One record a row, in the order of the file; labels in the file's own words, where it has words."""
-    say = predictions.task.objective.say
+    say = predictions.task.objective.format_prediction
     rows = enumerate(zip(predictions.values.tolist(), predictions.logits.tolist(), strict=True))
     return [{"id": predictions.corpus.id(row), "prediction": say(value), "logits": logits}
             for row, (value, logits) in rows]  # fmt: skip

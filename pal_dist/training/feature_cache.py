@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pal_dist.core.atomic_io import full_disk_is_told, sync, write_json
+from pal_dist.core.atomic_io import explain_full_disk, sync, write_json
 from pal_dist.core.errors import UserError
 from pal_dist.data.token_cache import Batch, Corpus
 from pal_dist.distributed.engine import Engine
@@ -132,7 +132,7 @@ class FeatureCache:
 
     def _everywhere(self, path: Path, shape: tuple[int, int], dtype: str, *, told: bool) -> bool:
         """Whether every node has the whole file; one rank of each looks."""
-        problem = damage(path, shape, dtype) if self.engine.world.local_rank == 0 else None
+        problem = damage(path, shape, dtype) if self.engine.group.local_rank == 0 else None
         if problem and told and path.is_file():
             say(f"warning: {path} is damaged ({problem}); it is computed again")
         return all(self.engine.gather(problem is None))
@@ -152,7 +152,7 @@ class FeatureCache:
 
             self._together(path, [begin] if engine.is_main else [])
             # A node that does not see rank 0's draft has a folder of its own.
-            blind = engine.world.local_rank == 0 and not (path.parent / name).exists()
+            blind = engine.group.local_rank == 0 and not (path.parent / name).exists()
             self._together(path, [begin] if blind else [])
             stretch = min(STRETCH * engine.ranks, LONGEST_STRETCH)
             bar = tqdm(total=shape[0], desc=f"features of {task.name}", unit=" examples", leave=False, delay=1,
@@ -177,7 +177,7 @@ class FeatureCache:
         """Write, on the ranks that do; a failure of one is raised on all."""
         failure: UserError | None = None
         try:
-            with full_disk_is_told(path):
+            with explain_full_disk(path):
                 for act in acts:
                     act()
         except UserError as error:

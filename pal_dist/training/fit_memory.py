@@ -12,18 +12,18 @@ from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.strategy import packaged_name
 from pal_dist.memory.closed_form import optimizer_bytes
 from pal_dist.memory.devices import amount
-from pal_dist.memory.planner import Planned, as_record, plan_run
-from pal_dist.memory.search import widest
+from pal_dist.memory.planner import PlannedRun, as_record, plan_run
+from pal_dist.memory.search import largest_that_fits
 from pal_dist.models.multi_task import MultiTaskBert
 from pal_dist.training.run_state import RunState
 from pal_dist.training.trainer import Trainer
-from pal_dist.training.worst_batch import Evidence, probe
+from pal_dist.training.worst_batch import ProofResult, probe
 
 TIGHT = 0.5
 """Share of a CPU's free memory from which a plan is proved; a GPU's always is, for it takes no time."""
 
 
-def plan_memory(run: RunConfig, model: MultiTaskBert, engine: Engine, schedule: Schedule) -> Planned | None:
+def plan_memory(run: RunConfig, model: MultiTaskBert, engine: Engine, schedule: Schedule) -> PlannedRun | None:
     """The plan for the device at hand; None with `--memory off`. Raises DoesNotFitError on every rank."""
     if run.memory.memory == "off":
         return None
@@ -35,17 +35,17 @@ def plan_memory(run: RunConfig, model: MultiTaskBert, engine: Engine, schedule: 
     )  # fmt: skip
 
 
-def place_of(engine: Engine) -> str:
+def device_label(engine: Engine) -> str:
     """What a token budget is good for: the kind of device and the number of ranks."""
     return f"{engine.ranks} x {engine.device_at_hand().name}"
 
 
-def take_plan(state: RunState, run: RunConfig, planned: Planned | None, engine: Engine) -> None:
+def apply_plan(state: RunState, run: RunConfig, planned: PlannedRun | None, engine: Engine) -> None:
     """Set how the run cuts its steps: as asked, else as before on the same devices, else as planned."""
-    place = place_of(engine)
+    place = device_label(engine)
     if state.planned_for != place:
         state.tokens_per_micro_batch = planned.plan.tokens if planned else UNPLANNED_TOKENS
-        state.checkpoint_layers = planned.plan.levers.checkpoint_layers if planned else 0
+        state.checkpoint_layers = planned.plan.options.checkpoint_layers if planned else 0
         state.micro_batch_cost = planned.plan.micro_batch_cost if planned else MICRO_BATCH_COST
         state.planned_for = place
     if run.memory.tokens_per_micro_batch is not None:
@@ -54,14 +54,14 @@ def take_plan(state: RunState, run: RunConfig, planned: Planned | None, engine: 
         state.checkpoint_layers = run.memory.checkpoint_layers
 
 
-def serve_whole_steps(state: RunState, engine: Engine, schedule: Schedule) -> None:
+def use_one_micro_batch_per_task(state: RunState, engine: Engine, schedule: Schedule) -> None:
     """Let a task's examples of a step be one micro-batch, however long their texts: only features go to the heads."""
     longest = max(engine.padded(int(lengths.max())) for lengths in schedule.lengths)
     state.tokens_per_micro_batch = schedule.sampling.examples_per_step * longest
     state.micro_batch_cost = max(MICRO_BATCH_COST, state.tokens_per_micro_batch)  # cutting saves no padding
 
 
-def prove(trainer: Trainer, planned: Planned | None) -> list[str]:
+def prove(trainer: Trainer, planned: PlannedRun | None) -> list[str]:
     """Run the worst batches where memory is tight, write plan and evidence beside the run; what to tell the person."""
     run, engine, state = trainer.run, trainer.engine, trainer.state
     if planned is None:
@@ -71,7 +71,7 @@ def prove(trainer: Trainer, planned: Planned | None) -> list[str]:
     if run.memory.memory == "auto" and tight:
         evidence = _probe(trainer, planned)
         seen = max(engine.gather(evidence.allocated))
-        changed = widest(replace(plan, correction=seen / plan.estimate.peak)).tokens
+        changed = largest_that_fits(replace(plan, correction=seen / plan.estimate.peak)).tokens
         free = run.memory.tokens_per_micro_batch is None and state.step == 0 and not device.is_cpu
         if free and changed != plan.tokens and state.tokens_per_micro_batch == plan.tokens:
             state.tokens_per_micro_batch = changed
@@ -83,7 +83,7 @@ def prove(trainer: Trainer, planned: Planned | None) -> list[str]:
     return _lines(trainer, planned, evidence)
 
 
-def _probe(trainer: Trainer, planned: Planned) -> Evidence:
+def _probe(trainer: Trainer, planned: PlannedRun) -> ProofResult:
     engine, work = trainer.engine, planned.plan.work
     engine.model.train()
     state_bytes = 0 if engine.optimizer.state else optimizer_bytes(work.shape, trainer.run.optimizer.optimizer)
@@ -95,7 +95,7 @@ def _probe(trainer: Trainer, planned: Planned) -> Evidence:
     return probe(engine, trainer.guard, run, trainer.schedule.lengths, rows=work.rows, state_bytes=state_bytes)
 
 
-def _lines(trainer: Trainer, planned: Planned, evidence: Evidence | None) -> list[str]:
+def _lines(trainer: Trainer, planned: PlannedRun, evidence: ProofResult | None) -> list[str]:
     plan, state = planned.plan, trainer.state
     device = plan.machine.device
     checkpointing = {0: "no checkpointing", 1: "every layer checkpointed"}.get(

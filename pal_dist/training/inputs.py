@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sources:
+class InputPaths:
     """Where a run's inputs are on this machine."""
 
     data_dir: Path
@@ -28,18 +28,18 @@ class Sources:
     synthetic: bool
 
 
-def locate(run: RunConfig, default_cache: Path) -> Sources:
+def locate(run: RunConfig, default_cache: Path) -> InputPaths:
     """Raises UserError for a data folder or a model that is not there."""
     cache_dir = Path(run.data.cache_dir).expanduser() if run.data.cache_dir else default_cache
     synthetic = run.data.data_dir == "builtin"
     data_dir = built_in_corpus(cache_dir) if synthetic else Path(run.data.data_dir).expanduser()
     if not data_dir.is_dir():
         raise UserError(f"--data_dir {data_dir}: there is no such folder")
-    return Sources(data_dir, cache_dir, find_model(run.model.model), synthetic)
+    return InputPaths(data_dir, cache_dir, find_model(run.model.model), synthetic)
 
 
 def load_corpora(
-    run: RunConfig, tasks: tuple[Task, ...], split: str, sources: Sources, tokenizer: Tokenizer, *,
+    run: RunConfig, tasks: tuple[Task, ...], split: str, sources: InputPaths, tokenizer: Tokenizer, *,
     labelled: bool = True, optional: bool = False, progress: bool = True,
 ) -> dict[str, Corpus]:  # fmt: skip
     """The split of every task; `optional`: tasks that name no such file are left out."""

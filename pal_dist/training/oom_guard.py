@@ -18,11 +18,11 @@ from pal_dist.monitoring.report import say
 
 T = TypeVar("T")
 
-FINE, AGAIN, OVER = 0, 1, 2
+OK, RETRY, STOP = 0, 1, 2
 """What a rank votes for: go on, run the step again, stop."""
 
 
-class Cut(Protocol):
+class MicroBatchLimits(Protocol):
     """How a run cuts its steps; the guard makes it finer."""
 
     tokens_per_micro_batch: int
@@ -39,14 +39,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(name in text for name in named)
 
 
-class Guard:
+class OutOfMemoryGuard:
     """Runs the parts of a step so that all ranks agree whether it happened."""
 
-    def __init__(self, engine: Engine, cut: Cut, *, on_change: Callable[[str], None] = lambda _: None):
+    def __init__(self, engine: Engine, limits: MicroBatchLimits, *, on_change: Callable[[str], None] = lambda _: None):
         """`on_change` is told, on every rank, how the cut has changed and why."""
-        self.engine, self.cut, self.on_change = engine, cut, on_change
+        self.engine, self.limits, self.on_change = engine, limits, on_change
 
-    def local(self, attempt: Callable[[], T], *, longest: int) -> T:
+    def retry_on_oom(self, attempt: Callable[[], T], *, longest: int) -> T:
         """Run what has no collectives in it until no rank runs out of memory; the result of the last attempt.
 
         Args:
@@ -66,24 +66,25 @@ class Guard:
             if failure and not self.engine.micro_steps_are_local:
                 self._stop_all(failure)
             # The exception is gone, and with it the frames that held the attempt's tensors.
-            if self.engine.vote(AGAIN if failure else FINE) == FINE:
+            if self.engine.vote(RETRY if failure else OK) == OK:
                 assert result is not None
                 return result
             del result
-            self.engine.drop_step()
-            self._finer(failure, longest)
+            self.engine.discard_step()
+            self._shrink(failure, longest)
 
     def _stop_all(self, failure: str) -> None:
         """The others wait in a collective for this rank, so there is no vote: they are told to end."""
         told = DoesNotFitError(
-            f"step {self.cut.step + 1}: out of memory in a micro-batch ({failure}), which {self.engine.strategy.name} "
-            f"cannot run again, since its ranks share out the parameters. The last checkpoint is whole: go on with "
-            f"--tokens_per_micro_batch {max(1, self.cut.tokens_per_micro_batch // 2)}, or --strategy zero2"
+            f"step {self.limits.step + 1}: out of memory in a micro-batch ({failure}), which "
+            f"{self.engine.strategy.name} cannot run again, since its ranks share out the parameters. The last "
+            f"checkpoint is whole: go on with --tokens_per_micro_batch "
+            f"{max(1, self.limits.tokens_per_micro_batch // 2)}, or --strategy zero2"
         )
-        self.engine.world.abort(told.exit_code, str(told))
+        self.engine.group.abort(told.exit_code, str(told))
         raise told
 
-    def update(self, attempt: Callable[[], T]) -> T:
+    def stop_on_oom(self, attempt: Callable[[], T]) -> T:
         """Run what changes parameters. Out of memory half-way cannot be taken back: every rank stops.
 
         Raises DoesNotFitError, on every rank.
@@ -95,30 +96,30 @@ class Guard:
             if not is_out_of_memory(error):
                 raise
             failure = _first_line(error)
-        if self.engine.vote(OVER if failure else FINE) != FINE:
+        if self.engine.vote(STOP if failure else OK) != OK:
             raise DoesNotFitError(
-                f"step {self.cut.step + 1}: out of memory in the optimizer's update{_on_this_rank(failure)}, which "
+                f"step {self.limits.step + 1}: out of memory in the optimizer's update{_on_this_rank(failure)}, which "
                 f"cannot be taken back. The last checkpoint is whole: start anew with --optimizer adamw_8bit, or go on "
                 f"with {self._smaller()}"
             )
         assert result is not None
         return result
 
-    def _finer(self, failure: str, longest: int) -> None:
-        cut, before = self.cut, self.cut.tokens_per_micro_batch
+    def _shrink(self, failure: str, longest: int) -> None:
+        limits, before = self.limits, self.limits.tokens_per_micro_batch
         if before > longest:
-            cut.tokens_per_micro_batch = max(longest, before // 2)
-            change = f"micro-batches of at most {cut.tokens_per_micro_batch:,} tokens (were {before:,})"
-        elif cut.checkpoint_layers != 1:
-            cut.checkpoint_layers = 1
+            limits.tokens_per_micro_batch = max(longest, before // 2)
+            change = f"micro-batches of at most {limits.tokens_per_micro_batch:,} tokens (were {before:,})"
+        elif limits.checkpoint_layers != 1:
+            limits.checkpoint_layers = 1
             change = "every layer computed again in backward (gradient checkpointing)"
         else:
             raise DoesNotFitError(
-                f"step {cut.step + 1}: out of memory with single examples of {longest:,} tokens and every layer "
+                f"step {limits.step + 1}: out of memory with single examples of {longest:,} tokens and every layer "
                 f"checkpointed{_on_this_rank(failure)}. The last checkpoint is whole. What helps: {self._smaller()}"
             )
         self.on_change(
-            f"step {cut.step + 1}: out of memory{_on_this_rank(failure)}: the step is run again with {change}"
+            f"step {limits.step + 1}: out of memory{_on_this_rank(failure)}: the step is run again with {change}"
         )
 
     @staticmethod

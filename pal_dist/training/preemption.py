@@ -11,18 +11,18 @@ from types import FrameType, TracebackType
 GO, SAVE, STOP = 0, 1, 2
 """What a rank wishes for before a step; the highest wish of all ranks is granted."""
 
-FLAG = "stop"
+STOP_FILE = "stop"
 """A file of this name in a run's folder stops the run."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What batch systems send before they kill: Slurm's --signal=USR1@120, a preempted node's TERM."""
 
 
-class Stop:
+class Preemption:
     """Keeps in mind what was asked for until the step's boundary, where all ranks agree on it."""
 
     def __init__(self, folder: Path, save_every: str):
-        self.flag, self.reason = folder / FLAG, ""
+        self.flag, self.reason = folder / STOP_FILE, ""
         self.every_steps = int(save_every) if save_every.isdigit() else 0
         self.every_seconds = 60.0 * int(save_every[:-1]) if save_every.endswith("m") else 0.0
         self.saved()
@@ -31,7 +31,7 @@ class Stop:
         """A checkpoint was written just now."""
         self.last = time.monotonic()
 
-    def wish(self) -> int:
+    def request(self) -> int:
         if not self.reason and self.flag.exists():
             self.reason = f"the file {self.flag}"
         if self.reason:
@@ -43,7 +43,7 @@ class Stop:
         there when a run starts was put there meanwhile, by a signal that came while the processes were starting."""
         self.flag.unlink(missing_ok=True)
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> Preemption:
         """Listen to the signals; not in a thread of somebody's notebook, where Python does not allow it."""
         self.before = {}
         if threading.current_thread() is threading.main_thread():

@@ -12,11 +12,11 @@ from filelock import FileLock, Timeout
 
 from pal_dist import __version__
 from pal_dist.config.schema import RunConfig
-from pal_dist.core.atomic_io import full_disk_is_told, write_json
+from pal_dist.core.atomic_io import explain_full_disk, write_json
 from pal_dist.core.errors import UserError
 from pal_dist.distributed.engine import Engine
-from pal_dist.training.checkpoint import checkpoints, newest_whole
-from pal_dist.training.preemption import FLAG
+from pal_dist.training.checkpoint import checkpoints, newest_intact
+from pal_dist.training.preemption import STOP_FILE
 
 LOCK = ".lock"
 """File in a run's folder that the process training there holds; a killed process lets go of it."""
@@ -27,7 +27,7 @@ MARK = ".seen"
 SEEN_WITHIN = 30.0
 """Seconds until the others find it: network file systems show a new file late."""
 
-BEFORE_A_RUN = {LOCK, FLAG, MARK, ".exit_code", ".stopped_at"}
+BEFORE_A_RUN = {LOCK, STOP_FILE, MARK, ".exit_code", ".stopped_at"}
 """What may be in the folder of a run that has not begun: a request to stop, and what launch scripts keep there."""
 
 FREE_TO_CHANGE = {
@@ -104,7 +104,7 @@ def _open_folder(
         folder = Path(run.train.output_dir).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: expected a folder, found a file")
-    with full_disk_is_told(folder):
+    with explain_full_disk(folder):
         folder.mkdir(parents=True, exist_ok=True)
     last = None
     if any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
@@ -128,7 +128,7 @@ def _open_folder(
                 f"--output_dir {folder} holds another run: {'; '.join(differing)}. Choose a new folder, or give the "
                 f"settings of that run to go on with it"
             )
-        last = newest_whole(folder / "checkpoints")
+        last = newest_intact(folder / "checkpoints")
         if last is None and checkpoints(folder / "checkpoints"):
             raise UserError(f"{folder / 'checkpoints'}: every checkpoint is damaged; choose a new --output_dir")
     lock = FileLock(folder / LOCK)

@@ -43,9 +43,11 @@ class RunState:
     conflict: dict[str, Any] = field(default_factory=dict)
     """What the method against gradient conflict remembers from step to step."""
 
-    def improve(self, headline: Mapping[str, float]) -> list[str]:
+    def update_bests(self, headline: Mapping[str, float]) -> list[str]:
         """Tasks that are better than ever, which is now their best."""
-        found = [name for name, value in headline.items() if beats(value, self.best_each.get(name, {}).get("value"))]
+        found = [
+            name for name, value in headline.items() if is_better(value, self.best_each.get(name, {}).get("value"))
+        ]
         self.best_each |= {name: {"step": self.step, "value": headline[name]} for name in found}
         return found
 
@@ -55,6 +57,6 @@ class RunState:
         return sum(values) / len(values) if values else math.nan
 
 
-def beats(value: float, best: float | None) -> bool:
+def is_better(value: float, best: float | None) -> bool:
     """NaN (a constant prediction has no correlation) is never better; the first is kept whatever it scores."""
     return best is None or value > best or (math.isnan(best) and not math.isnan(value))

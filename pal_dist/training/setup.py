@@ -23,19 +23,19 @@ from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.strategy import Strategy
 from pal_dist.models.adapters import Adapter
 from pal_dist.models.export import export_model, kept_parts
-from pal_dist.models.multi_task import MultiTaskBert, build_model, check_options, load_model
+from pal_dist.models.multi_task import MultiTaskBert, build_model, check_model_options, load_model
 from pal_dist.models.pretrained import read_model_config
 from pal_dist.monitoring.report import Report, RunReport
 from pal_dist.optim.optimizers import build_optimizer
-from pal_dist.optim.task_weighting import LEARNED, LearnedVariances
+from pal_dist.optim.task_weighting import LEARNED_VARIANCES, LearnedVariances
 from pal_dist.tasks.registry import Task, resolve_tasks
 from pal_dist.training.checkpoint import load_moments, load_state, load_values
 from pal_dist.training.feature_cache import FeatureCache
-from pal_dist.training.fit_memory import plan_memory, prove, serve_whole_steps, take_plan
-from pal_dist.training.inputs import Sources, load_corpora, locate
+from pal_dist.training.fit_memory import apply_plan, plan_memory, prove, use_one_micro_batch_per_task
+from pal_dist.training.inputs import InputPaths, load_corpora, locate
 from pal_dist.training.run_folder import open_folder
 from pal_dist.training.run_state import RunState
-from pal_dist.training.summary import before_first_step, results_of, summary
+from pal_dist.training.summary import collect_results, start_lines, summary
 from pal_dist.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 
 def train(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dict[str, Any]:
     """The whole of `pal-dist train`; returns the results, on every rank. Raises UserError."""
-    trainer = assemble(run, origins, cache_dir=cache_dir)
+    trainer = set_up(run, origins, cache_dir=cache_dir)
     try:
-        with trainer.stop, trainer.report.recorded():
+        with trainer.preemption, trainer.report.recorded():
             trainer.fit()
-            results = results_of(trainer)
+            results = collect_results(trainer)
             if trainer.engine.is_main:
                 write_json(trainer.folder / "results.json", results)
                 trainer.report.state("finished", trainer.state.step)
@@ -63,23 +63,23 @@ def train(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dict[s
     return results
 
 
-def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Trainer:
+def set_up(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Trainer:
     """Everything a run needs, ready for its next step; what is about to happen has been said. Raises UserError."""
     tasks = resolve_tasks(run.data.tasks)
     sources = locate(run, cache_dir)
     encoder = read_model_config(sources.model_dir)
-    check_options(sources.model_dir.name, encoder, run.model, run.data.max_length)
+    check_model_options(sources.model_dir.name, encoder, run.model, run.data.max_length)
     tokenizer = load_tokenizer(sources.model_dir)
     engine = Engine(precision=run.train.precision, strategy=run.train.strategy)
-    refuse(run, engine.strategy)
-    engine.world.use_all_nodes()
-    engine.world.watch(60 * run.train.hang_minutes)
+    check_compatible(run, engine.strategy)
+    engine.group.use_all_nodes()
+    engine.group.watch(60 * run.train.hang_minutes)
     corpora = load_corpora(run, tasks, "train", sources, tokenizer, progress=engine.is_main)
     dev = load_corpora(run, tasks, "dev", sources, tokenizer, optional=True, progress=engine.is_main)
     torch.manual_seed(run.train.seed)
     model = build_model(sources.model_dir, tasks, run.model, run.data.max_length).to(engine.device)
-    if run.balance.weighting == LEARNED:
-        model.add_module(LEARNED, LearnedVariances(tasks).to(engine.device))
+    if run.balance.weighting == LEARNED_VARIANCES:
+        model.add_module(LEARNED_VARIANCES, LearnedVariances(tasks).to(engine.device))
     if run.train.mode == "pretrain":
         model.freeze_encoder()
     rate = run.optimizer.learning_rate or default_learning_rate(run.train.mode, model.config.hidden_size)
@@ -89,7 +89,7 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     planned = None if cached else plan_memory(run, model, engine, schedule)
     content = {f"train/{task}": found.key for task, found in corpora.items()}
     content |= {f"dev/{task}": found.key for task, found in dev.items()}
-    compare_runs(run, content, engine)
+    check_same_run(run, content, engine)
     # Only now is the folder claimed: a start that failed above leaves nothing behind.
     folder, last = open_folder(run, origins, content, engine)
     state = RunState(**load_state(last, engine)) if last else RunState()
@@ -103,12 +103,12 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
     engine.prepare(model, build_optimizer(model, run.optimizer, rate))
     if last:
         load_moments(last, engine)
-    take_plan(state, run, planned, engine)
+    apply_plan(state, run, planned, engine)
     if features:
-        serve_whole_steps(state, engine, schedule)
+        use_one_micro_batch_per_task(state, engine, schedule)
 
     def save(name: str, metrics: dict[str, dict[str, float]], kept: Sequence[str] = ()) -> None:
-        values = {name: value for name, value in engine.values().items() if not name.startswith(LEARNED)}
+        values = {name: value for name, value in engine.values().items() if not name.startswith(LEARNED_VARIANCES)}
         if engine.is_main:
             values |= kept_parts(folder / name, kept)
             card = {
@@ -122,7 +122,7 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
 
     report = Report()
     if engine.is_main:
-        report = RunReport(folder, step=state.step, total_steps=total, job=engine.world.job)
+        report = RunReport(folder, step=state.step, total_steps=total, job=engine.group.job)
     trainer = Trainer(
         run, engine, tasks, list(corpora.values()), dev, schedule=schedule, total_steps=total, peak_rate=rate,
         folder=folder, report=report, save=save, state=state,
@@ -132,11 +132,11 @@ def assemble(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Tra
         proof = features.lines() if features else prove(trainer, planned)
     if features and engine.is_main:
         features.record(folder / "memory.json")
-    report.lines(*before_first_step(trainer, model, resumed=last, memory=proof))
+    report.lines(*start_lines(trainer, model, resumed=last, memory=proof))
     return trainer
 
 
-def refuse(run: RunConfig, strategy: Strategy) -> None:
+def check_compatible(run: RunConfig, strategy: Strategy) -> None:
     """Raises UserError for combinations known to be wrong, with what to do instead."""
     problems = []
     if strategy.kind != "replicated":
@@ -145,7 +145,7 @@ def refuse(run: RunConfig, strategy: Strategy) -> None:
                 f"--step_tasks one under {strategy.name}: it feeds zeros to the tasks that a step does not serve, so "
                 f"AdamW's momentum and decay still move them; use --step_tasks all, or --strategy ddp"
             )
-        if Adapter.kinds[run.model.adapter].wakes:
+        if Adapter.registry[run.model.adapter].wakes:
             problems.append(
                 f"--adapter {run.model.adapter} under {strategy.name}: it feeds zeros to what is still asleep, so "
                 f"weight decay moves it and its moments start with a wrong count; use --strategy ddp"
@@ -159,7 +159,7 @@ def refuse(run: RunConfig, strategy: Strategy) -> None:
         raise UserError("\n".join(problems))
 
 
-def compare_runs(run: RunConfig, content: dict[str, str], engine: Engine) -> None:
+def check_same_run(run: RunConfig, content: dict[str, str], engine: Engine) -> None:
     """Raises UserError, on every rank, where ranks were given different settings or see different data (law 9)."""
     mine = {name: value for section in run.to_dict().values() for name, value in section.items()} | content
     for local in ("cache_dir", "data_dir", "output_dir"):  # paths may differ from node to node
@@ -193,19 +193,19 @@ def plan_steps(run: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:
 
 
 @dataclass(frozen=True)
-class Opened:
+class SavedModel:
     """A saved model ready to answer."""
 
     model: MultiTaskBert
     tokenizer: Tokenizer
     engine: Engine
     run: RunConfig
-    sources: Sources
+    sources: InputPaths
     tasks: dict[str, Task]
     folder: Path
 
 
-def open_model(path: Path, overrides: dict[str, Any], *, cache_dir: Path) -> Opened:
+def open_model(path: Path, overrides: dict[str, Any], *, cache_dir: Path) -> SavedModel:
     """A run's folder or a model's own folder; `overrides` are settings given for this call (data_dir, max_length...).
 
     Raises UserError where there is no saved model.
@@ -224,5 +224,5 @@ def open_model(path: Path, overrides: dict[str, Any], *, cache_dir: Path) -> Ope
     sources = locate(run, cache_dir)
     engine = Engine(precision=run.train.precision)
     engine.model = model.to(engine.device)
-    check_options(folder.name, read_model_config(folder), ModelConfig(), run.data.max_length)
-    return Opened(model, load_tokenizer(folder), engine, run, sources, model.config.task_table(), path)
+    check_model_options(folder.name, read_model_config(folder), ModelConfig(), run.data.max_length)
+    return SavedModel(model, load_tokenizer(folder), engine, run, sources, model.config.task_table(), path)

@@ -20,12 +20,12 @@ def since_start() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-def before_first_step(trainer: Trainer, model: MultiTaskBert, *, resumed: Path | None, memory: list[str]) -> list[str]:
+def start_lines(trainer: Trainer, model: MultiTaskBert, *, resumed: Path | None, memory: list[str]) -> list[str]:
     """The arithmetic of the run, said before it starts; `memory` is what was planned and proved."""
     run, engine, sampling = trainer.run, trainer.engine, trainer.schedule.sampling
     names = tuple(task.name for task in trainer.tasks)
     lines = [f"pal-dist {__version__}: run folder {trainer.folder}"]
-    if job := engine.world.job:
+    if job := engine.group.job:
         lines.append(f"Slurm job {job['slurm_job']}, started again {job['slurm_restarts']} times (SLURM_RESTART_COUNT)")
     if run.data.data_dir == "builtin":
         lines.append(
@@ -94,7 +94,7 @@ def planned_share(trainer: Trainer, steps: int = 50) -> tuple[float, float]:
     return useful / tokens, batches / steps
 
 
-def results_of(trainer: Trainer) -> dict[str, Any]:
+def collect_results(trainer: Trainer) -> dict[str, Any]:
     """What `results.json` holds. Scores are those of the kept model: the one with the best dev mean, or of its
     parts, each task's at its own best."""
     state, counts = trainer.state, trainer.parameters

@@ -19,15 +19,15 @@ from pal_dist.data.batching import MicroBatch, Rows, Schedule, micro_batches
 from pal_dist.data.token_cache import Batch, Corpus
 from pal_dist.distributed.engine import Engine
 from pal_dist.monitoring.report import Report
-from pal_dist.optim.gradient_surgery import Resolver
+from pal_dist.optim.gradient_surgery import GradientSurgery
 from pal_dist.optim.optimizers import learning_rate_factor
-from pal_dist.optim.task_weighting import LEARNED, LearnedVariances, balance_of
+from pal_dist.optim.task_weighting import LEARNED_VARIANCES, LearnedVariances, task_weights_of
 from pal_dist.tasks.registry import Task
 from pal_dist.training.checkpoint import save_checkpoint
 from pal_dist.training.evaluate import predict
-from pal_dist.training.oom_guard import Guard, say_on_main
-from pal_dist.training.preemption import STOP, Stop
-from pal_dist.training.run_state import RunState, beats
+from pal_dist.training.oom_guard import OutOfMemoryGuard, say_on_main
+from pal_dist.training.preemption import STOP, Preemption
+from pal_dist.training.run_state import RunState, is_better
 
 Done = tuple[MicroBatch, int, int, torch.Tensor]
 """A micro-batch that has been through the model: its tokens with padding, those without, its summed loss."""
@@ -49,19 +49,19 @@ class Trainer:
         self.folder, self.report, self.save, self.padding_id = folder, report, save, padding_id
         self.parameters = parameters or {}
         self.state = state or RunState()
-        self.balance = balance_of(run.balance.weighting, tasks, [corpus.labels for corpus in train])
-        self.variances: LearnedVariances | None = getattr(engine.model, LEARNED, None)
-        self.resolver: Resolver | None = None
+        self.task_weights = task_weights_of(run.balance.weighting, tasks, [corpus.labels for corpus in train])
+        self.variances: LearnedVariances | None = getattr(engine.model, LEARNED_VARIANCES, None)
+        self.surgery: GradientSurgery | None = None
         if run.balance.conflict != "none":
-            self.resolver = Resolver(run.balance.conflict, len(tasks), run.train.seed)
-            self.resolver.load_state_dict(self.state.conflict)
-            engine.keep_tasks_apart(len(tasks))
-        self.guard = Guard(engine, self.state, on_change=say_on_main(engine))
+            self.surgery = GradientSurgery(run.balance.conflict, len(tasks), run.train.seed)
+            self.surgery.load_state_dict(self.state.conflict)
+            engine.separate_task_gradients(len(tasks))
+        self.guard = OutOfMemoryGuard(engine, self.state, on_change=say_on_main(engine))
         every = run.train.evaluate_every
         self.evaluate_every = {"epoch": schedule.sampling.steps_per_epoch, "none": 0}.get(every) or (
             int(every) if every.isdigit() else 0
         )
-        self.stop = Stop(folder, run.train.save_every)
+        self.preemption = Preemption(folder, run.train.save_every)
         self.norm = torch.zeros(())
         self._clear_window()
 
@@ -72,7 +72,7 @@ class Trainer:
             return state
         self.engine.model.train()
         self.started = time.perf_counter()
-        with self.engine.world.named_losses():
+        with self.engine.group.explain_lost_ranks():
             self._loop()
         return state
 
@@ -83,10 +83,11 @@ class Trainer:
             if asked:
                 self.checkpoint()
             if asked == STOP:
-                self.stop.granted()
+                self.preemption.granted()
                 raise StoppedError(
-                    f"stopped before step {state.step + 1:,}, as asked ({self.stop.reason or 'on another rank'}); the "
-                    f"checkpoint in {self.folder / 'checkpoints'} is whole, and the same command goes on from it"
+                    f"stopped before step {state.step + 1:,}, as asked "
+                    f"({self.preemption.reason or 'on another rank'}); the checkpoint in "
+                    f"{self.folder / 'checkpoints'} is whole, and the same command goes on from it"
                 )
             self.norm = self.step(served)
             state.step += 1
@@ -95,7 +96,7 @@ class Trainer:
                 self.log()
             if due:
                 state.finished = not self.evaluate() or state.step == self.total_steps
-            if due or (self.stop.every_steps and state.step % self.stop.every_steps == 0):
+            if due or (self.preemption.every_steps and state.step % self.preemption.every_steps == 0):
                 self.checkpoint()
             if state.finished:
                 break
@@ -110,7 +111,7 @@ class Trainer:
                 rows.tobytes(), zlib.crc32(self.schedule.lengths[task][rows].tobytes(), fingerprint + task)
             )
         names = ", ".join(f"{len(rows)} {self.tasks[task].name}" for task, rows in served)
-        engine.world.progress(f"in step {state.step + 1} ({names})")
+        engine.group.progress(f"in step {state.step + 1} ({names})")
 
         def describe() -> str:
             tokens = sum(int(self.schedule.lengths[task][rows].sum()) for task, rows in served)
@@ -119,7 +120,7 @@ class Trainer:
                 f"{state.tokens_per_micro_batch:,} at once, checkpoint_layers {state.checkpoint_layers}"
             )
 
-        return engine.world.agree(fingerprint, self.stop.wish(), describe)
+        return engine.group.agree(fingerprint, self.preemption.request(), describe)
 
     def checkpoint(self) -> None:
         """Everything on disk that the run needs to go on from here."""
@@ -127,13 +128,13 @@ class Trainer:
             self.log()
         else:
             self.state.seconds += time.perf_counter() - self.started
-        self.engine.world.progress(f"saving after step {self.state.step}")
+        self.engine.group.progress(f"saving after step {self.state.step}")
         self.report.state("saving", self.state.step)
-        self.state.conflict = {} if self.resolver is None else self.resolver.state_dict()
+        self.state.conflict = {} if self.surgery is None else self.surgery.state_dict()
         save_checkpoint(
             self.folder / "checkpoints", self.engine, asdict(self.state), keep=self.run.train.keep_checkpoints
         )
-        self.stop.saved()
+        self.preemption.saved()
         self.started = time.perf_counter()
 
     def step(self, served: list[tuple[int, Rows]]) -> torch.Tensor:
@@ -144,18 +145,18 @@ class Trainer:
         """
         longest = max(self.engine.padded(int(self.schedule.lengths[task][rows].max())) for task, rows in served)
         count = sum(len(rows) for _, rows in served)
-        for done in self.guard.local(lambda: self.accumulate(served, count), longest=longest):
+        for done in self.guard.retry_on_oom(lambda: self.accumulate(served, count), longest=longest):
             self.count(*done)
         options = self.run.optimizer
         rate = self.peak_rate * learning_rate_factor(
             self.state.step, self.total_steps, options.warmup, options.schedule
         )
-        return self.guard.update(lambda: self.update(rate))
+        return self.guard.stop_on_oom(lambda: self.update(rate))
 
     def update(self, rate: float) -> torch.Tensor:
         """Conflicts resolved, gradients summed over the ranks, clipped, applied. Returns the norm before clipping."""
-        if self.resolver is not None:
-            self.engine.resolve(self.resolver, self.state.step)
+        if self.surgery is not None:
+            self.engine.apply_surgery(self.surgery, self.state.step)
         return self.engine.step(rate=rate, max_norm=self.run.optimizer.max_gradient_norm)
 
     def accumulate(self, served: list[tuple[int, Rows]], count: int) -> list[Done]:
@@ -164,7 +165,7 @@ class Trainer:
         self.engine.seed(self.run.train.seed, self.state.step)
         self.engine.checkpoint_layers(self.state.checkpoint_layers)
         self.engine.advance(self.state.step / self.total_steps)
-        factors = self.balance.factors({task: len(rows) for task, rows in served})
+        factors = self.task_weights.factors({task: len(rows) for task, rows in served})
         micros = self.micro_batches(served)
         for micro, following in zip_longest(micros, micros[1:]):
             batch, loss_sum = self.forward(micro)
@@ -182,7 +183,7 @@ class Trainer:
         task, engine = self.tasks[micro.task], self.engine
         corpus = self.train[micro.task]
         batch = corpus.batch(task.name, micro.rows, padding_id=self.padding_id, multiple=engine.multiple)
-        batch = engine.place(batch)
+        batch = engine.to_device(batch)
         return batch, task.objective.loss(engine.forward(batch), batch.labels_B)
 
     def micro_batches(self, served: list[tuple[int, Rows]]) -> list[MicroBatch]:
@@ -232,8 +233,8 @@ class Trainer:
             "memory_gigabytes": self.engine.memory() / 1e9,
             "seconds_left": state.seconds / state.step * (self.total_steps - state.step),
         }
-        if self.resolver is not None and self.resolver.seen_TT is not None:
-            cosines = self.resolver.seen_TT.tolist()
+        if self.surgery is not None and self.surgery.seen_TT is not None:
+            cosines = self.surgery.seen_TT.tolist()
             pairs = combinations(enumerate(task.name for task in self.tasks), 2)
             entry["task_cosines"] = {f"{one}-{other}": cosines[row][column] for (row, one), (column, other) in pairs}
             self.report.cosines(state.step, [task.name for task in self.tasks], cosines)
@@ -271,7 +272,7 @@ class Trainer:
         mean = sum(headline.values()) / len(headline) if headline else float("nan")
         if metrics:
             self.report.evaluation(state.step, metrics, mean)
-        improved = state.improve(headline)
+        improved = state.update_bests(headline)
         if self.run.train.keep_best == "parts":
             better = bool(improved) or not headline
             kept = [name for name in headline if name not in improved]
@@ -280,7 +281,7 @@ class Trainer:
                 state.best_mean, state.best_step = state.mean_of_bests(), state.step
                 self.save("model", state.best_metrics, kept)
         else:
-            better = not headline or beats(mean, state.best_mean)
+            better = not headline or is_better(mean, state.best_mean)
             if better:
                 state.best_mean, state.best_step, state.best_metrics = mean, state.step, metrics
                 self.save("model", metrics, ())

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from pal_dist.data.batching import MicroBatch
 from pal_dist.distributed.engine import Engine
-from pal_dist.training.oom_guard import Guard
+from pal_dist.training.oom_guard import OutOfMemoryGuard
 
 Run = Callable[[MicroBatch], torch.Tensor]
 """A micro-batch -> its summed loss, graph included."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ProofResult:
     """What the probe saw."""
 
     micro_batches: tuple[tuple[int, int, int], ...]
@@ -48,8 +48,14 @@ def worst_micro_batches(
 
 
 def probe(
-    engine: Engine, guard: Guard, run: Run, lengths: Sequence[NDArray[np.int32]], *, rows: int, state_bytes: int
-) -> Evidence:
+    engine: Engine,
+    guard: OutOfMemoryGuard,
+    run: Run,
+    lengths: Sequence[NDArray[np.int32]],
+    *,
+    rows: int,
+    state_bytes: int,
+) -> ProofResult:
     """Run the worst batches until no rank runs out of memory; the guard's cut is what is left.
 
     Args:
@@ -62,7 +68,9 @@ def probe(
     def attempt() -> list[tuple[int, int, int]]:
         seen.clear()
         place_of_state = torch.empty(state_bytes, dtype=torch.uint8, device=engine.device)
-        worst = worst_micro_batches(lengths, tokens=guard.cut.tokens_per_micro_batch, rows=rows, padded=engine.padded)
+        worst = worst_micro_batches(
+            lengths, tokens=guard.limits.tokens_per_micro_batch, rows=rows, padded=engine.padded
+        )
         for micro in worst:
             engine.backward(run(micro), 1)
             seen.append((micro.task, len(micro.rows), engine.padded(int(lengths[micro.task][micro.rows].max()))))
@@ -71,7 +79,7 @@ def probe(
 
     engine.reset_memory()
     longest = max(engine.padded(int(known.max())) for known in lengths)
-    guard.local(attempt, longest=longest)
-    evidence = Evidence(tuple(seen), engine.memory(), engine.reserved_memory())
-    engine.drop_step()
+    guard.retry_on_oom(attempt, longest=longest)
+    evidence = ProofResult(tuple(seen), engine.memory(), engine.reserved_memory())
+    engine.discard_step()
     return evidence

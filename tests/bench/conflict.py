@@ -18,7 +18,7 @@ from random_runs import batch_of, config_of, loss_of
 from test_conflict import naive_pcgrad, trace_of
 
 from pal_dist.memory import find_device
-from pal_dist.memory.closed_form import Levers
+from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.planner import kept_apart
 
 
@@ -29,12 +29,12 @@ def main() -> None:
     parser.add_argument("--precision", default="fp16")
     given = parser.parse_args()
     config = config_of(768, 12, 12, "pal", 204, 12)
-    levers, device = Levers(given.precision), find_device("t4")
+    options, device = StepOptions(given.precision), find_device("t4")
     batches = [batch_of(given.rows, given.length, task) for task in ("sst", "para", "sts")]
     ways = {
-        "gradients summed": trace_of(config, levers, device, batches, loss_of),
-        "kept apart (pal-dist)": trace_of(config, levers, device, batches, loss_of, after=kept_apart([0, 1, 2])),
-        "as often written": trace_of(config, levers, device, [batches], naive_pcgrad),
+        "gradients summed": trace_of(config, options, device, batches, loss_of),
+        "kept apart (pal-dist)": trace_of(config, options, device, batches, loss_of, after=kept_apart([0, 1, 2])),
+        "as often written": trace_of(config, options, device, [batches], naive_pcgrad),
     }
     least = next(iter(ways.values())).peak
     for name, found in ways.items():

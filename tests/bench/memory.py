@@ -23,7 +23,7 @@ from test_recorded import RECORDED, predicted_mebibytes
 from test_trace import existing, real_step
 
 from pal_dist.distributed.engine import Engine
-from pal_dist.memory.closed_form import Levers
+from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.devices import Device
 from pal_dist.memory.tracker import Tracker
 from pal_dist.monitoring.report import table
@@ -44,7 +44,9 @@ def on_this_cpu() -> None:
     sizes = [(16, 64, "sst"), (12, 50, "para"), (8, 80, "sts")]
     config = config_of(192, 4, 4, "pal", 48, 4)
     for precision, layers, optimizer in product(("fp32", "bf16"), (0, 1, 2), ("adamw", "adamw_8bit")):
-        planned = traced(config, Levers(precision, "sdpa", layers, optimizer), [batch_of(*one) for one in sizes], None)
+        planned = traced(
+            config, StepOptions(precision, "sdpa", layers, optimizer), [batch_of(*one) for one in sizes], None
+        )
         model = build(config, layers).train()
         update = optimizer_of(model, optimizer)
         real_step(model, update, sizes, precision)
@@ -72,7 +74,7 @@ def on_this_gpu(device: Device) -> None:
         config = config_of(768, 12, 12, "pal", width)
         sizes = [(8192 // length, length, task) for task in ("sst", "para", "sts")]
         planned = traced(
-            config, Levers(precision, "sdpa", layers, optimizer), [batch_of(*one) for one in sizes], device
+            config, StepOptions(precision, "sdpa", layers, optimizer), [batch_of(*one) for one in sizes], device
         )
         model = build(config, layers).train().cuda()
         update = optimizer_of(model, optimizer)

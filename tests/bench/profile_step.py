@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from pal_dist.config.resolve import resolve
 from pal_dist.data.token_cache import Batch
-from pal_dist.training.setup import assemble
+from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 
 KINDS = {
@@ -57,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         flags = {"data_dir": options.data_dir, "adapter": options.adapter, "cache_dir": folder,
                  "output_dir": str(Path(folder) / "run")}  # fmt: skip
-        trainer = assemble(resolve(flags)[0], {}, cache_dir=Path(folder))
+        trainer = set_up(resolve(flags)[0], {}, cache_dir=Path(folder))
         trainer.engine.model.train()
         steps = trainer.schedule.steps(0, options.steps + 2)
         for _ in range(2):

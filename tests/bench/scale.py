@@ -15,7 +15,7 @@ import numpy as np
 
 from pal_dist.cli import default_cache
 from pal_dist.config.resolve import resolve
-from pal_dist.data.batching import Schedule, deal, micro_batches
+from pal_dist.data.batching import Schedule, assign_micro_batches, micro_batches
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.token_cache import load_tokenizer
 from pal_dist.tasks.registry import resolve_tasks
@@ -43,8 +43,10 @@ def main() -> None:
         most, useful, seconds = [], [], []
         for served in schedule.steps(0, STEPS):
             tokens, text = np.zeros(ranks), 0
-            for task, rows, hands in deal(served, lengths, budget=options.budget, ranks=ranks, multiple=8):
-                for rank, hand in enumerate(hands):
+            for task, rows, by_rank in assign_micro_batches(
+                served, lengths, budget=options.budget, ranks=ranks, multiple=8
+            ):
+                for rank, hand in enumerate(by_rank):
                     if len(hand):
                         taken = lengths[task][rows[hand]]
                         tokens[rank] += len(hand) * -(-int(taken.max()) // 8) * 8

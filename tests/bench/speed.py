@@ -20,7 +20,7 @@ from plain_loop import PlainLoop
 
 from pal_dist.config.resolve import resolve
 from pal_dist.models.pretrained import find_model
-from pal_dist.training.setup import assemble
+from pal_dist.training.setup import set_up
 
 
 def plain_turn(loop: PlainLoop, steps: Iterator[int], examples: int) -> Callable[[], int]:
@@ -37,7 +37,7 @@ def plain_turn(loop: PlainLoop, steps: Iterator[int], examples: int) -> Callable
 def our_turn(data_dir: str, adapter: str, folder: Path, examples: int) -> tuple[Callable[[], int], Callable[[], float]]:
     flags = {"data_dir": data_dir, "adapter": adapter, "sampling": "proportional", "epochs": "1",
              "cache_dir": str(folder), "output_dir": str(folder / adapter)}  # fmt: skip
-    trainer = assemble(resolve(flags)[0], {}, cache_dir=folder)
+    trainer = set_up(resolve(flags)[0], {}, cache_dir=folder)
     steps = trainer.schedule.steps(0, trainer.total_steps)
 
     def turn() -> int:

@@ -28,7 +28,7 @@ from pal_dist.config.schema import RunConfig
 from pal_dist.monitoring.report import table
 from pal_dist.optim.optimizers import parameter_groups
 from pal_dist.training.checkpoint import checkpoints, save_checkpoint
-from pal_dist.training.setup import assemble
+from pal_dist.training.setup import set_up
 
 NAMES = ("ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2")
 STEPS, WARM = 8, 3
@@ -36,7 +36,7 @@ STEPS, WARM = 8, 3
 
 def ours(run: RunConfig) -> dict[str, float]:
     begun = time.perf_counter()
-    trainer = assemble(run, {}, cache_dir=default_cache())
+    trainer = set_up(run, {}, cache_dir=default_cache())
     found = {"start": time.perf_counter() - begun}
     trainer.engine.model.train()
     seconds = []
@@ -59,7 +59,7 @@ def ours(run: RunConfig) -> dict[str, float]:
 def plain(run: RunConfig) -> dict[str, float]:
     """The same model and micro-batches in DistributedDataParallel, reduced after every micro-batch: with tasks that
     take turns within a step it has no other right way (its no_sync leaves out parameters that the last one lacks)."""
-    trainer = assemble(run, {}, cache_dir=default_cache())
+    trainer = set_up(run, {}, cache_dir=default_cache())
     model = trainer.engine.model.train()
     wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-5, fused=True)

@@ -32,10 +32,10 @@ def main() -> None:
             shown = f"{found.planned.plan.needed / GIBIBYTE:.1f}"
             needed.append(shown if found.planned.fits else f"**{shown}**")
         ours = ask(*resolve(flags), {"gpu": given.gpu}, cache_dir=default_cache()).planned.plan
-        levers = f"{ours.levers.precision}, {ours.tokens:,} tokens" + (
-            f", every {ours.levers.checkpoint_layers} layers" if ours.levers.checkpoint_layers else ""
+        options = f"{ours.options.precision}, {ours.tokens:,} tokens" + (
+            f", every {ours.options.checkpoint_layers} layers" if ours.options.checkpoint_layers else ""
         )
-        rows.append([str(batch), str(length), *needed, levers, f"{ours.needed / GIBIBYTE:.1f}"])
+        rows.append([str(batch), str(length), *needed, options, f"{ours.needed / GIBIBYTE:.1f}"])
     print(table(["batch", "length", "paper, 3 graphs", "paper, 1 graph", "our plan", "GiB"], rows))
 
 

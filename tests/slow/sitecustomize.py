@@ -6,15 +6,15 @@ Once Slurm has put the job back nothing more happens to it, and it may be quick.
 import os
 import time
 
-from pal_dist.training.preemption import Stop
+from pal_dist.training.preemption import Preemption
 
-wish = Stop.wish
+wish = Preemption.wish
 
 
-def slowly(self: Stop) -> int:
+def slowly(self: Preemption) -> int:
     if "SLURM_RESTART_COUNT" not in os.environ:
         time.sleep(float(os.environ["PAL_DIST_TEST_STEP_SECONDS"]))
     return wish(self)
 
 
-Stop.wish = slowly
+Preemption.wish = slowly

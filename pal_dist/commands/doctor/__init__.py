@@ -86,7 +86,7 @@ def examine(run: RunConfig, *, cache_dir: Path, rank: int = 0) -> Diagnosis:
 def local(run: RunConfig, engine: Engine | None, base: Path, cache: Path) -> list[Finding]:
     """What one process finds on its own machine."""
     device = engine.device if engine else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    local_ranks = engine.world.local_ranks if engine else 1
+    local_ranks = engine.group.local_ranks if engine else 1
     nodes = engine.ranks // local_ranks if engine else 1
     return [
         *look("versions", host.versions),

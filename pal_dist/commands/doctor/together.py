@@ -18,10 +18,10 @@ from filelock import FileLock
 
 from pal_dist.commands.doctor.findings import Finding
 from pal_dist.config.schema import RunConfig
-from pal_dist.core.atomic_io import new_folder
+from pal_dist.core.atomic_io import atomic_folder
 from pal_dist.distributed.engine import Engine, prepare_environment
-from pal_dist.distributed.link_benchmark import rehearse
-from pal_dist.training.setup import assemble
+from pal_dist.distributed.link_benchmark import benchmark_links
+from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 
 STEPS = 2
@@ -47,7 +47,7 @@ def tiny_bert(cache_dir: Path) -> Path:
             words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
             state = torch.get_rng_state()
             torch.manual_seed(0)
-            with new_folder(folder) as draft:
+            with atomic_folder(folder) as draft:
                 BertModel(
                     BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
                                intermediate_size=64, max_position_embeddings=64)
@@ -76,7 +76,7 @@ def two_steps(run: RunConfig, folder: Path, cache_dir: Path) -> RunConfig:
 
 def start(run: RunConfig, folder: Path, cache_dir: Path) -> Trainer:
     """All ranks meet. Raises UserError as `train` does."""
-    return assemble(two_steps(run, folder, cache_dir), {}, cache_dir=cache_dir)
+    return set_up(two_steps(run, folder, cache_dir), {}, cache_dir=cache_dir)
 
 
 def ranks(engine: Engine, folder: Path) -> Iterator[Finding]:
@@ -89,7 +89,7 @@ def ranks(engine: Engine, folder: Path) -> Iterator[Finding]:
 
 
 def speeds(engine: Engine) -> Iterator[Finding]:
-    everyone = engine.gather(rehearse(engine.world, engine.device))
+    everyone = engine.gather(benchmark_links(engine.group, engine.device))
     work = [one.work_seconds for one in everyone]
     slowest = max(range(len(work)), key=work.__getitem__)
     if engine.ranks == 1:

@@ -59,7 +59,7 @@ class Bottlenecks(nn.ModuleDict):
         change = self.of(layer, values)
         return values if change is None else values + change
 
-    def kept(self, *, copies: bool, alone: bool = False) -> int:
+    def saved_elements(self, *, copies: bool, alone: bool = False) -> int:
         """Elements of each token kept for backward: around the gelu, and what `down` reads where it is `alone` in
         keeping it, or where it keeps a copy in a lower precision."""
         return 2 * self.width + (self.hidden if copies or alone else 0)
@@ -77,7 +77,7 @@ class Adapter(nn.Module):
     Shapes: B examples, L tokens, Q of them wanted (the first Q: L, or 1 where only the first token is read), D hidden.
     """
 
-    kinds: ClassVar[dict[str, type[Adapter]]] = {}
+    registry: ClassVar[dict[str, type[Adapter]]] = {}
 
     width: ClassVar[int] = 204
     """R where a run does not choose it: that of the authors' configuration."""
@@ -92,8 +92,8 @@ class Adapter(nn.Module):
     """Whether parts of it begin to be trained later than others (`advance`)."""
 
     def __init_subclass__(cls, kind: str) -> None:
-        assert kind not in Adapter.kinds, f"two adapters are called {kind}"
-        Adapter.kinds[kind] = cls
+        assert kind not in Adapter.registry, f"two adapters are called {kind}"
+        Adapter.registry[kind] = cls
 
     def __init__(self, geometry: Geometry):
         super().__init__()
@@ -133,7 +133,7 @@ class Adapter(nn.Module):
         """The last layer's output, as the heads will read it."""
         return hidden_BLD
 
-    def kept(self, *, copies: bool) -> int:
+    def saved_elements(self, *, copies: bool) -> int:
         """About how many elements, in the precision of the computation, a layer with this adapter keeps more for
         backward, for each of its tokens; what PALs keep is known to the planner.
 
@@ -146,7 +146,7 @@ class Adapter(nn.Module):
         elements = sum((matrix.in_features if copies else 0) + matrix.out_features for matrix in matrices)
         return elements // max(1, len(self.geometry.layers))
 
-    def kept_on_top(self, *, copies: bool) -> tuple[int, int, int]:
+    def saved_elements_on_top(self, *, copies: bool) -> tuple[int, int, int]:
         """The same for what stands on the encoder and not in its layers: (elements for each token, layers of attention,
         heads of each)."""
         return 0, 0, 0

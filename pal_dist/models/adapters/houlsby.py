@@ -23,8 +23,10 @@ class Houlsby(Adapter, kind="houlsby"):
     def after_feed_forward(self, layer: int, output_BQD: Tensor) -> Tensor:
         return self.fed.added(layer, output_BQD)
 
-    def kept(self, *, copies: bool) -> int:
-        return self.attended.kept(copies=copies, alone=True) + self.fed.kept(copies=copies, alone=True)
+    def saved_elements(self, *, copies: bool) -> int:
+        return self.attended.saved_elements(copies=copies, alone=True) + self.fed.saved_elements(
+            copies=copies, alone=True
+        )
 
 
 class HoulsbyParallel(Houlsby, kind="houlsby_parallel"):
@@ -39,8 +41,8 @@ class HoulsbyParallel(Houlsby, kind="houlsby_parallel"):
     def after_feed_forward(self, layer: int, output_BQD: Tensor) -> Tensor:
         return output_BQD
 
-    def kept(self, *, copies: bool) -> int:
-        return self.attended.kept(copies=copies, alone=True) + self.fed.kept(copies=copies)
+    def saved_elements(self, *, copies: bool) -> int:
+        return self.attended.saved_elements(copies=copies, alone=True) + self.fed.saved_elements(copies=copies)
 
 
 class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
@@ -61,5 +63,5 @@ class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
     ) -> Tensor | None:
         return self.project(layer, attended_BQD, mask, queries)
 
-    def kept(self, *, copies: bool) -> int:
-        return self.attended.kept(copies=copies, alone=True)
+    def saved_elements(self, *, copies: bool) -> int:
+        return self.attended.saved_elements(copies=copies, alone=True)

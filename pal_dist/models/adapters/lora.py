@@ -33,6 +33,6 @@ class LoRA(Adapter, kind="lora"):
         name = f"{layer}_{part}"
         return projected_BLD + self.scale * self.changes[name](values_BLD) if name in self.changes else projected_BLD
 
-    def kept(self, *, copies: bool) -> int:
+    def saved_elements(self, *, copies: bool) -> int:
         hidden = self.geometry.encoder_hidden if copies else 0
         return len(self.PARTS) * (self.geometry.hidden + hidden)

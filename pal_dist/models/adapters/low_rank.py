@@ -21,5 +21,5 @@ class LowRank(Adapter, kind="low_rank"):
     ) -> Tensor | None:
         return self.beside.of(layer, hidden_BLD[:, :queries])
 
-    def kept(self, *, copies: bool) -> int:
-        return self.beside.kept(copies=copies)
+    def saved_elements(self, *, copies: bool) -> int:
+        return self.beside.saved_elements(copies=copies)

@@ -34,7 +34,7 @@ class ProjectedAttentionLayers(Adapter, kind="pal"):
     ) -> Tensor | None:
         return self.project(layer, hidden_BLD, mask, queries)
 
-    def kept(self, *, copies: bool) -> int:
+    def saved_elements(self, *, copies: bool) -> int:
         return 0
 
     def project(self, layer: int, values_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor | None:
@@ -64,7 +64,7 @@ class ProgressivePALs(ProjectedAttentionLayers, kind="progressive_pal"):
         self.order = sorted(geometry.layers, reverse=True)
         self.awake = len(self.order)
 
-    def kept(self, *, copies: bool) -> int:
+    def saved_elements(self, *, copies: bool) -> int:
         return self.geometry.encoder_hidden  # before the gate
 
     def advance(self, progress: float) -> None:

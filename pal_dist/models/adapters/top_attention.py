@@ -32,10 +32,10 @@ class TopAttention(Adapter, kind="top_attention"):
             values = layer(values, mask)
         return hidden_BLD + self.up(values)
 
-    def kept(self, *, copies: bool) -> int:
+    def saved_elements(self, *, copies: bool) -> int:
         return 0
 
-    def kept_on_top(self, *, copies: bool) -> tuple[int, int, int]:
+    def saved_elements_on_top(self, *, copies: bool) -> tuple[int, int, int]:
         width, heads = self.geometry.hidden, self.geometry.heads
         padded = -(-width // heads // 8) * 8 * heads  # query, key, value and context, as the fused kernels want them
         # LayerNorm's input and output, twice as wide where a copy of it is kept too; dropout's mask.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pal_dist import __version__
-from pal_dist.core.atomic_io import full_disk_is_told, write_text
+from pal_dist.core.atomic_io import explain_full_disk, write_text
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring.compare.figures import draw_curves, looks
 from pal_dist.monitoring.compare.runs import OF_NO_GROUP, Group, Run, differing, find_runs, group_runs
@@ -101,7 +101,7 @@ def compare(
     found = examine(folders, title=title, baseline=baseline)
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir {output_dir}: expected a folder, found a file")
-    with full_disk_is_told(output_dir):
+    with explain_full_disk(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
     paths = {output_dir / "compare.html": found.html(), output_dir / "compare.md": found.markdown()}
     for path, text in paths.items():
