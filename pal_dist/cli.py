@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 from pal_dist.commands.help import ANSWER_OPTIONS, ANSWER_SETTINGS, COMPARE_OPTIONS, PLAN_OPTIONS, page
 from pal_dist.config.resolve import from_command_line
+from pal_dist.core.console import table
 from pal_dist.core.errors import DoesNotFitError, RankLostError, StoppedError, UserError
 from pal_dist.core.exit_codes import exit_code_for_launcher
-from pal_dist.monitoring.report import table
 
 Verb = Callable[..., None]
 

@@ -15,7 +15,7 @@ from test_same_gradient import Parameters, assert_same
 from pal_dist.config.schema import UNPLANNED_TOKENS, RunConfig
 from pal_dist.core.errors import DoesNotFitError
 from pal_dist.distributed.engine import Engine
-from pal_dist.memory.devices import cpu_device
+from pal_dist.distributed.hardware import Hardware
 from pal_dist.memory.tracker import Tracker
 from pal_dist.training.evaluate import predict
 from pal_dist.training.oom_guard import is_out_of_memory
@@ -253,7 +253,7 @@ def test_evaluation_halves_its_batches(tiny_run, cache_dir: Path) -> None:
 
 def plan_with_unequal_ranks(run: RunConfig, cache_dir: Path) -> Any:
     """The second rank has a fifth of the first one's memory."""
-    Engine.device_at_hand = lambda engine: cpu_device(3_000_000 if engine.rank else 15_000_000)  # type: ignore[method-assign]
+    Engine.hardware = lambda engine: Hardware("cpu", 3_000_000 if engine.rank else 15_000_000)  # type: ignore[method-assign]
     trainer = set_up(run, {}, cache_dir=cache_dir)
     trainer.report.close()
     return trainer.state.tokens_per_micro_batch, trainer.state.checkpoint_layers

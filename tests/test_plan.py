@@ -14,8 +14,10 @@ from ranks import in_parallel
 
 from pal_dist.cli import main
 from pal_dist.core.errors import DoesNotFitError, UserError
+from pal_dist.core.units import GIBIBYTE
+from pal_dist.distributed.hardware import Hardware
 from pal_dist.memory.closed_form import StepOptions
-from pal_dist.memory.devices import DEVICES, GIBIBYTE, device_at_hand, find_device
+from pal_dist.memory.devices import DEVICES, device_at_hand, find_device
 from pal_dist.memory.planner import as_flags, full_search_space
 from pal_dist.memory.search import (
     Machine,
@@ -176,10 +178,10 @@ class TestDevices:
         assert t4.attention_kernel(**{**kernel, "dtype": torch.bfloat16}) == "math"
 
     def test_the_device_at_hand_keeps_its_own_figures(self) -> None:
-        found = device_at_hand("NVIDIA A100-SXM4-40GB", 42_000_000_000, (8, 0), taken=500_000_000)
+        found = device_at_hand(Hardware("NVIDIA A100-SXM4-40GB", 42_000_000_000, (8, 0), taken=500_000_000))
         assert found.memory == 42_000_000_000
         assert found.bandwidth == DEVICES["a100-40"].bandwidth
-        assert device_at_hand("Tesla T4", 15_000_000_000, (7, 5), taken=0).teraflops_low == 65
+        assert device_at_hand(Hardware("Tesla T4", 15_000_000_000, (7, 5))).teraflops_low == 65
 
     def test_unknown_devices_are_named(self) -> None:
         with pytest.raises(UserError, match="known kinds are t4"):
@@ -190,10 +192,9 @@ def test_a_run_that_cannot_fit_is_refused_before_step_one(
     tiny_run, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pal_dist.distributed.engine import Engine
-    from pal_dist.memory.devices import cpu_device
     from pal_dist.training.setup import set_up
 
-    monkeypatch.setattr(Engine, "device_at_hand", lambda _: cpu_device(300_000))
+    monkeypatch.setattr(Engine, "hardware", lambda _: Hardware("cpu", 300_000))
     run = tiny_run()
     with pytest.raises(DoesNotFitError, match=r"does not fit: it needs .* MiB .*--memory off tries it all the same"):
         set_up(run, {}, cache_dir=cache_dir)
@@ -206,10 +207,9 @@ def test_a_run_that_cannot_fit_is_refused_before_step_one(
 def test_a_tight_plan_is_proved_and_written_down(tiny_run, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device with little room to spare: the worst batches are run, and what they showed lies beside the run."""
     from pal_dist.distributed.engine import Engine
-    from pal_dist.memory.devices import cpu_device
     from pal_dist.training.setup import set_up
 
-    monkeypatch.setattr(Engine, "device_at_hand", lambda _: cpu_device(1_400_000))
+    monkeypatch.setattr(Engine, "hardware", lambda _: Hardware("cpu", 1_400_000))
     run = tiny_run(max_steps=3, evaluate_every="3")
     trainer = set_up(run, {}, cache_dir=cache_dir)
     record = json.loads((trainer.folder / "memory.json").read_text())

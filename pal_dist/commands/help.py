@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
-from pal_dist.config.resolve import describe, settings
+from pal_dist.config.resolve import describe, format_value, settings
 
 ANSWER_SETTINGS = (
     "data_dir",
@@ -67,13 +66,6 @@ COMPARE_OPTIONS = {
 """What compare takes beside the runs."""
 
 
-def shown(value: Any) -> str:
-    """A setting's value as the command line writes it."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value)
-
-
 def page(verb: str | None, about: dict[str, str]) -> str:
     """The overview, or one verb's page with every setting it takes; `about` is what each verb does."""
     if verb is None:
@@ -116,7 +108,7 @@ def page(verb: str | None, about: dict[str, str]) -> str:
             "      A yaml of the settings below. Recipe < config < command line.",
         ]
         for setting in settings().values():
-            lines.append(f"  --{setting.name} {describe(setting.kind)}   (default: {shown(setting.default)})")
+            lines.append(f"  --{setting.name} {describe(setting.kind)}   (default: {format_value(setting.default)})")
             lines += textwrap.wrap(setting.help, 100, initial_indent="      ", subsequent_indent="      ")
     if verb in ("evaluate", "predict"):
         lines += ["", *(f"  --{name}\n      {text}" for name, text in ANSWER_OPTIONS.items())]

@@ -16,9 +16,9 @@ from pathlib import Path
 from pal_dist.commands.help import LAUNCH_OPTIONS
 from pal_dist.commands.manifests import jobset, skypilot
 from pal_dist.config.resolve import from_command_line
+from pal_dist.core.console import say
 from pal_dist.core.errors import DoesNotFitError, UserError
 from pal_dist.distributed.strategy import folder_of, read_strategy
-from pal_dist.monitoring.report import say
 
 PLACES = ("slurm", "local", "kubernetes", "skypilot")
 VERBS = ("train", "profile", "doctor", "evaluate")

@@ -6,13 +6,12 @@ import json
 import textwrap
 from pathlib import Path
 
-from pal_dist.commands.help import shown
 from pal_dist.config.recipes import read_recipe, recipe_names
-from pal_dist.config.resolve import settings
+from pal_dist.config.resolve import format_value, settings
 from pal_dist.config.schema import RunConfig, default_learning_rate
+from pal_dist.core.console import table
 from pal_dist.core.errors import UserError
 from pal_dist.models.pretrained import find_model, read_model_config
-from pal_dist.monitoring.report import table
 from pal_dist.tasks.registry import TASKS, resolve_tasks
 
 
@@ -23,7 +22,7 @@ def settings_table(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) 
     if values["learning_rate"] is None and (width := _encoder_width(run.model.model)):
         values["learning_rate"] = default_learning_rate(run.train.mode, width)
         origins = {**origins, "learning_rate": f"default ({run.train.mode}, width {width})"}
-    rows = [[settings()[name].section, name, shown(value), origins[name]] for name, value in values.items()]
+    rows = [[settings()[name].section, name, format_value(value), origins[name]] for name, value in values.items()]
     return table(["section", "setting", "value", "origin"], rows)
 
 
@@ -50,7 +49,7 @@ def recipes_text(name: str | None) -> str:
                     text, 118, initial_indent=f"  {field:<11} ", subsequent_indent=" " * 14, break_on_hyphens=False
                 )
         if name:
-            lines += ["", *(f"  --{key} {shown(value)}" for key, value in recipe.settings.items())]
+            lines += ["", *(f"  --{key} {format_value(value)}" for key, value in recipe.settings.items())]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.atomic_io import write_json
+from pal_dist.core.console import say, table
+from pal_dist.core.units import MEBIBYTE
 from pal_dist.data.batching import MicroBatch
-from pal_dist.memory.devices import MEBIBYTE
+from pal_dist.memory.devices import device_at_hand
 from pal_dist.memory.planner import build_for_trace
 from pal_dist.memory.plot import plot_memory
 from pal_dist.memory.trace import Trace, summarise, trace
 from pal_dist.memory.tracker import OPTIMIZER, PARAMETERS, Tracker
 from pal_dist.models.multi_task import MultiTaskBert
-from pal_dist.monitoring.report import say, table
 from pal_dist.optim.optimizers import build_optimizer
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
@@ -91,7 +92,7 @@ def plan_of(trainer: Trainer) -> Trace:
         for micro in worst_step(trainer)
     ]
     objectives = {task.name: task.objective for task in trainer.tasks}
-    device = engine.device_at_hand()
+    device = device_at_hand(engine.hardware())
     return trace(
         lambda: build_for_trace(run, model.config, trainer.state.checkpoint_layers),
         batches,

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pal_dist.config.schema import RunConfig
+from pal_dist.core.console import table
 from pal_dist.core.errors import UserError
+from pal_dist.core.units import GIBIBYTE
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.token_cache import load_tokenizer
 from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.strategy import read_strategy
-from pal_dist.memory.devices import GIBIBYTE, Device, find_device
+from pal_dist.memory.devices import Device, device_at_hand, find_device
 from pal_dist.memory.planner import (
     PlannedRun,
     as_flags,
@@ -32,7 +34,6 @@ from pal_dist.memory.scaling import CHECKPOINT_STEPS, STORAGE, ScalingPoint, str
 from pal_dist.memory.search import Machine, Plan, SearchSpace, alternatives, candidates, nearest_that_does_not_fit
 from pal_dist.models.multi_task import check_model_options, model_config
 from pal_dist.models.pretrained import KNOWN_ENCODERS, encoder_config
-from pal_dist.monitoring.report import table
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.inputs import load_corpora, locate
 from pal_dist.training.setup import check_compatible
@@ -158,10 +159,10 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = (), cer
 
 def _device(question: Question) -> Device:
     if question.gpu == "cpu":
-        return replace(Engine(precision="fp32").device_at_hand(), name="cpu")
+        return device_at_hand(Engine(precision="fp32").hardware())
     if question.gpu is not None:
         return find_device(question.gpu)
-    found = Engine(precision="auto").device_at_hand()
+    found = device_at_hand(Engine(precision="auto").hardware())
     if found.is_cpu:
         raise UserError("plan: there is no GPU here; name the one to plan for, such as --gpu t4 (or --gpu cpu)")
     return found

@@ -10,9 +10,9 @@ import torch
 
 from pal_dist.config.schema import UNPLANNED_TOKENS
 from pal_dist.core.atomic_io import write_text
+from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.data.token_cache import Corpus, batch_of_texts
-from pal_dist.monitoring.report import say
 from pal_dist.tasks.registry import Task
 from pal_dist.training.evaluate import course_lines, json_records, predict
 from pal_dist.training.inputs import load_corpora

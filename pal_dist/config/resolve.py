@@ -71,6 +71,13 @@ def describe(kind: Any) -> str:
     return {int: "whole number", float: "number", str: "text", bool: "true|false", type(None): "none"}[kind]
 
 
+def format_value(value: Any) -> str:
+    """A setting's value as the command line writes it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
 def coerce(value: Any, kind: Any) -> Any:
     """A value from the command line (text) or a yaml (already typed) as the field's type. Raises ValueError."""
     if get_origin(kind) in (Union, types.UnionType):

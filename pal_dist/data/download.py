@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pal_dist.core.atomic_io import explain_full_disk, write_text
+from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
-from pal_dist.monitoring.report import say
 from pal_dist.tasks.registry import Task, resolve_tasks
 
 COURSE = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/main/data/"

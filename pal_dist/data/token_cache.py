@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pal_dist.core.atomic_io import explain_full_disk
+from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.data.readers import BadRow, Example, read_rows
-from pal_dist.monitoring.report import say
 from pal_dist.tasks.registry import Task, task_to_dict
 
 if TYPE_CHECKING:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from pal_dist.core.errors import UserError
 from pal_dist.data.token_cache import Batch
+from pal_dist.distributed.hardware import Hardware, hardware_of
 from pal_dist.distributed.precision import LossScale, choose_precision
 from pal_dist.distributed.process_group import ProcessGroup
 from pal_dist.distributed.replicated import Moments, ReplicatedBackend
 from pal_dist.distributed.strategy import choose_strategy
 from pal_dist.distributed.task_gradients import TaskGradients
-from pal_dist.memory.devices import Device, cpu_device, device_at_hand
 from pal_dist.optim.gradient_surgery import GradientSurgery
 
 
@@ -185,17 +185,9 @@ class Engine:
     def wait(self) -> None:
         self.group.vote(0)
 
-    def device_at_hand(self) -> Device:
-        """This rank's device as the planner sees it: its free memory is what other processes leave."""
-        if self.device.type == "cpu":
-            import psutil
-
-            local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            return cpu_device(int(psutil.virtual_memory().available) // local)
-        properties = torch.cuda.get_device_properties(self.device)
-        free, total = torch.cuda.mem_get_info(self.device)
-        taken = total - free - torch.cuda.memory_reserved(self.device)
-        return device_at_hand(properties.name, total, (properties.major, properties.minor), taken=taken)
+    def hardware(self) -> Hardware:
+        """This rank's device as it reports itself: its free memory is what other processes leave."""
+        return hardware_of(self.device)
 
     def memory(self) -> int:
         """Bytes in use: the highest so far on a GPU, this process's resident memory on a CPU."""

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 
 import torch
 
 from pal_dist.core.errors import UserError
-
-GIBIBYTE = 1 << 30
-MEBIBYTE = 1 << 20
-
-
-def amount(size: float) -> str:
-    """Bytes for people: `1.23 GiB`, below a tenth of that `12.3 MiB`."""
-    return f"{size / GIBIBYTE:.2f} GiB" if size >= GIBIBYTE / 10 else f"{size / MEBIBYTE:.1f} MiB"
-
+from pal_dist.core.suggest import nearest
+from pal_dist.core.units import GIBIBYTE, MEBIBYTE
+from pal_dist.distributed.hardware import Hardware
 
 CONTEXT = int(0.6 * GIBIBYTE)
 """Estimate: CUDA context and loaded kernels of one process. (Recorded: 1,343 MiB on a V100 in 2021, before kernels were
@@ -143,18 +136,23 @@ def find_device(name: str) -> Device:
     wanted = name.lower().replace("_", "-")
     if wanted in DEVICES:
         return DEVICES[wanted]
-    near = difflib.get_close_matches(wanted, DEVICES, 1, 0.4)
-    guess = f"; did you mean {near[0]}?" if near else ""
+    near = nearest(wanted, DEVICES, cutoff=0.4)
+    guess = f"; did you mean {near}?" if near else ""
     raise UserError(f"--gpu {name}: known kinds are {', '.join(DEVICES)}, cpu{guess}")
 
 
-def device_at_hand(properties_name: str, total_memory: int, capability: tuple[int, int], *, taken: int) -> Device:
-    """The GPU that PyTorch sees, with its own memory and capability; speeds from the most alike row of the table."""
-    words = properties_name.lower()
-    known = [device for key, device in DEVICES.items() if key.split("-")[0] in words.replace(" ", "")]
-    alike = known or [device for device in DEVICES.values() if device.capability == capability] or [DEVICES["t4"]]
-    nearest = min(alike, key=lambda device: abs(device.memory - total_memory))
+def device_at_hand(hardware: Hardware) -> Device:
+    """The device that a rank runs on: its own memory and capability, speeds from the most alike row of the table."""
+    if hardware.capability is None:
+        return cpu_device(hardware.memory)
+    name = hardware.name.lower().replace(" ", "")
+    alike = (
+        [device for key, device in DEVICES.items() if key.split("-")[0] in name]
+        or [device for device in DEVICES.values() if device.capability == hardware.capability]
+        or [DEVICES["t4"]]
+    )
+    nearest_row = min(alike, key=lambda device: abs(device.memory - hardware.memory))
     return replace(
-        nearest, name=properties_name, memory=total_memory, capability=capability, source="reported by the device",
-        taken=taken,
+        nearest_row, name=hardware.name, memory=hardware.memory, capability=hardware.capability,
+        source="reported by the device", taken=hardware.taken,
     )  # fmt: skip

@@ -14,11 +14,12 @@ from torch import nn
 
 from pal_dist.config.schema import UNPLANNED_TOKENS, RunConfig
 from pal_dist.core.errors import DoesNotFitError
+from pal_dist.core.units import gib
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.token_cache import Batch
 from pal_dist.distributed.task_gradients import TaskGradients
 from pal_dist.memory.closed_form import shape_of
-from pal_dist.memory.devices import Device, amount
+from pal_dist.memory.devices import Device
 from pal_dist.memory.search import Machine, Plan, SearchSpace, Workload, candidates, fastest, largest_that_fits
 from pal_dist.memory.trace import Trace, trace
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
@@ -196,8 +197,8 @@ def plan_run(
         free = search(work, machine, full_search_space(machine), run, config, certify=False)
         cure = f"It would with {as_flags(free.plan)}" if free else "Nothing makes it fit but a smaller model or length"
         raise DoesNotFitError(
-            f"this run does not fit: it needs {amount(least.needed)} even with {as_flags(least)}; "
-            f"{device.name} has {amount(device.usable)}. {cure}. (--memory off tries it all the same)"
+            f"this run does not fit: it needs {gib(least.needed)} even with {as_flags(least)}; "
+            f"{device.name} has {gib(device.usable)}. {cure}. (--memory off tries it all the same)"
         )
     return found
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pal_dist.memory.devices import MEBIBYTE
+from pal_dist.core.units import MEBIBYTE
 from pal_dist.memory.tracker import CATEGORIES
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#b0b0b0")

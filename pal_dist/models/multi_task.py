@@ -16,13 +16,13 @@ from transformers import initialization as init
 from transformers.utils import logging as transformers_logging
 
 from pal_dist.config.schema import ModelConfig
+from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.data.token_cache import Batch
 from pal_dist.models.adapters import Adapter, Geometry, ZeroLinear
 from pal_dist.models.attention import Dropout
 from pal_dist.models.encoder import ACTIVATIONS, Encoder
 from pal_dist.models.pretrained import OURS, read_model_config
-from pal_dist.monitoring.report import say
 from pal_dist.tasks.registry import Task, task_from_dict, task_to_dict
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pal_dist.core.atomic_io import explain_full_disk, write_text
+from pal_dist.core.console import duration, say
 from pal_dist.monitoring.status_file import StatusFile
 
 if TYPE_CHECKING:
@@ -21,29 +22,6 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 """Least time between two progress lines where the output is no terminal."""
-
-
-def say(text: str = "") -> None:
-    """A line for the person, on standard error: standard output is for results that another program may read."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns aligned with spaces; numbers to the right."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(header))]
-    lines = []
-    for row in [header, ["-" * width for width in widths], *rows]:
-        cells = (
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numeric, strict=True)
-        )
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "").replace(",", "").replace("-", "").replace("%", "").isdigit() or text in ("", "nan")
 
 
 class Report:
@@ -174,12 +152,6 @@ def _progress_text(step: int, total: int, entry: Mapping[str, Any]) -> str:
         f"{entry['tokens_per_second']:,.0f} tokens/s  useful {entry['useful_token_share']:.1%}  "
         f"memory {entry['memory_gigabytes']:.2f} GB  left {duration(entry['seconds_left'])}"
     )
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def confusion_image(counts: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
+from pal_dist.core.console import duration, say, table
 from pal_dist.core.errors import UserError
-from pal_dist.monitoring.report import duration, say, table
 from pal_dist.monitoring.status_file import FILE, Entry, read_status
 
 ENDED = ("finished", "stopped", "failed")

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pal_dist.core.atomic_io import explain_full_disk, replace_folder, sync, write_json
+from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.distributed.engine import Engine
-from pal_dist.monitoring.report import say
 
 PLAIN = "#"
 """Ends the name of a number that is no tensor."""

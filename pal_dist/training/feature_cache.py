@@ -31,12 +31,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pal_dist.core.atomic_io import explain_full_disk, sync, write_json
+from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
+from pal_dist.core.units import gib
 from pal_dist.data.token_cache import Batch, Corpus
 from pal_dist.distributed.engine import Engine
-from pal_dist.memory.devices import amount
 from pal_dist.models.multi_task import MultiTaskBert
-from pal_dist.monitoring.report import say
 from pal_dist.tasks.registry import Task
 from pal_dist.training.evaluate import run_rows
 
@@ -191,12 +191,12 @@ class FeatureCache:
         config = self.model.config
         found = self.bytes - self.computed_bytes
         how = " and ".join(
-            [f"{amount(self.computed_bytes)} computed in {self.seconds:.1f} s"] * bool(self.computed_bytes)
-            + [f"{amount(found)} found"] * bool(found)
+            [f"{gib(self.computed_bytes)} computed in {self.seconds:.1f} s"] * bool(self.computed_bytes)
+            + [f"{gib(found)} found"] * bool(found)
         )
         return [
             f"features: nothing below the heads is trained, so what they read is kept: {self.examples:,} examples x "
-            f"{config.hidden_size}, {amount(self.bytes)} in {self.folder} ({how})",
+            f"{config.hidden_size}, {gib(self.bytes)} in {self.folder} ({how})",
             f"features: computed as in evaluation: the encoder's dropout ({config.hidden_dropout_prob:g}) is off, the "
             f"heads' ({config.head_dropout:g}) is on; --features off runs the encoder in every step, its dropout on",
             "memory: no plan and no proof: a step holds features and heads alone, each task in one micro-batch",
@@ -223,7 +223,7 @@ class Draft:
         needs, free = shape[0] * shape[1] * self.dtype.itemsize, shutil.disk_usage(path.parent).free
         if free < needs:
             raise UserError(
-                f"{path.parent}: the features need {amount(needs)}, and the disk has {amount(free)} left: free some, "
+                f"{path.parent}: the features need {gib(needs)}, and the disk has {gib(free)} left: free some, "
                 f"name another --cache_dir, or pass --features off (slower: the encoder then runs in every step)"
             )
         self.file = open(self.draft, "xb")  # noqa: SIM115 (closed by drop)

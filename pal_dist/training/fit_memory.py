@@ -7,11 +7,12 @@ from typing import Any
 
 from pal_dist.config.schema import UNPLANNED_TOKENS, RunConfig
 from pal_dist.core.atomic_io import write_json
+from pal_dist.core.units import gib
 from pal_dist.data.batching import MICRO_BATCH_COST, MicroBatch, Schedule
 from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.strategy import packaged_name
 from pal_dist.memory.closed_form import optimizer_bytes
-from pal_dist.memory.devices import amount
+from pal_dist.memory.devices import device_at_hand
 from pal_dist.memory.planner import PlannedRun, as_record, plan_run
 from pal_dist.memory.search import largest_that_fits
 from pal_dist.models.multi_task import MultiTaskBert
@@ -27,7 +28,7 @@ def plan_memory(run: RunConfig, model: MultiTaskBert, engine: Engine, schedule: 
     """The plan for the device at hand; None with `--memory off`. Raises DoesNotFitError on every rank."""
     if run.memory.memory == "off":
         return None
-    devices = engine.gather(engine.device_at_hand())
+    devices = engine.gather(device_at_hand(engine.hardware()))
     least = min(devices, key=lambda device: device.usable)  # every rank runs the plan of the smallest
     return plan_run(
         run, model.config, least, strategy=packaged_name(engine.strategy), precision=engine.precision.name,
@@ -37,7 +38,7 @@ def plan_memory(run: RunConfig, model: MultiTaskBert, engine: Engine, schedule: 
 
 def device_label(engine: Engine) -> str:
     """What a token budget is good for: the kind of device and the number of ranks."""
-    return f"{engine.ranks} x {engine.device_at_hand().name}"
+    return f"{engine.ranks} x {engine.hardware().name}"
 
 
 def apply_plan(state: RunState, run: RunConfig, planned: PlannedRun | None, engine: Engine) -> None:
@@ -102,8 +103,8 @@ def _lines(trainer: Trainer, planned: PlannedRun, evidence: ProofResult | None) 
         state.checkpoint_layers, f"every {state.checkpoint_layers}th layer checkpointed"
     )
     lines = [
-        f"memory: planned {amount(plan.estimate.peak)} ({amount(plan.needed)} with margin) of "
-        f"{amount(device.usable)} usable on {device.name}; micro-batches of at most "
+        f"memory: planned {gib(plan.estimate.peak)} ({gib(plan.needed)} with margin) of "
+        f"{gib(device.usable)} usable on {device.name}; micro-batches of at most "
         f"{state.tokens_per_micro_batch:,} tokens, {checkpointing}"
     ]
     if evidence:
@@ -112,6 +113,6 @@ def _lines(trainer: Trainer, planned: PlannedRun, evidence: ProofResult | None) 
         )
         lines.append(
             f"memory: proved with the worst batch of each task ({rows} x {length} tokens at most): "
-            f"{amount(evidence.allocated)} allocated, {amount(evidence.reserved)} reserved"
+            f"{gib(evidence.allocated)} allocated, {gib(evidence.reserved)} reserved"
         )
     return lines

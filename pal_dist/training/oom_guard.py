@@ -12,9 +12,9 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from pal_dist.core.console import say
 from pal_dist.core.errors import DoesNotFitError
 from pal_dist.distributed.engine import Engine
-from pal_dist.monitoring.report import say
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 
 from pal_dist import __version__
+from pal_dist.core.console import duration, table
 from pal_dist.models.multi_task import MultiTaskBert
-from pal_dist.monitoring.report import duration, table
 from pal_dist.training.feature_cache import FeatureCorpus
 from pal_dist.training.trainer import Trainer
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pal_dist.config.resolve import resolve
-from pal_dist.monitoring.report import table
+from pal_dist.core.console import table
 from pal_dist.training.inputs import tokenize
 
 

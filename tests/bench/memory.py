@@ -22,11 +22,11 @@ from test_closed_form import error
 from test_recorded import RECORDED, predicted_mebibytes
 from test_trace import existing, real_step
 
+from pal_dist.core.console import table
 from pal_dist.distributed.engine import Engine
 from pal_dist.memory.closed_form import StepOptions
-from pal_dist.memory.devices import Device
+from pal_dist.memory.devices import Device, device_at_hand
 from pal_dist.memory.tracker import Tracker
-from pal_dist.monitoring.report import table
 
 MEBIBYTE = 1 << 20
 
@@ -108,7 +108,7 @@ def main() -> None:
     recorded()
     on_this_cpu()
     closed_form(range(*given.seeds))
-    device = Engine(precision="fp32").device_at_hand()
+    device = device_at_hand(Engine(precision="fp32").hardware())
     if device.is_cpu:
         print("no GPU here: predicted against torch.cuda.max_memory_allocated not measured")
     else:

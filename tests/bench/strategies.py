@@ -25,7 +25,7 @@ from ranks import run_ranks
 from pal_dist.cli import default_cache
 from pal_dist.config.resolve import resolve
 from pal_dist.config.schema import RunConfig
-from pal_dist.monitoring.report import table
+from pal_dist.core.console import table
 from pal_dist.optim.optimizers import parameter_groups
 from pal_dist.training.checkpoint import checkpoints, save_checkpoint
 from pal_dist.training.setup import set_up

@@ -11,7 +11,7 @@ from itertools import product
 from pal_dist.cli import default_cache
 from pal_dist.commands.plan import ask
 from pal_dist.config.resolve import resolve
-from pal_dist.monitoring.report import table
+from pal_dist.core.console import table
 
 GIBIBYTE = 1 << 30
 

@@ -16,8 +16,8 @@ import torch
 from pal_dist.commands.doctor import gpus, host, together
 from pal_dist.commands.doctor.findings import LEVELS, Finding, look
 from pal_dist.config.schema import RunConfig
+from pal_dist.core.console import table
 from pal_dist.distributed.engine import Engine
-from pal_dist.monitoring.report import table
 from pal_dist.training.trainer import Trainer
 
 TRIAL = ".doctor"

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 
 from pal_dist.commands.doctor.findings import Finding
+from pal_dist.core.units import gib
 from pal_dist.distributed.precision import choose_precision
-from pal_dist.memory.devices import amount
 
 TAKEN = 0.1
 """Share of a GPU's memory that others may hold before it is worth a word."""
@@ -44,12 +44,12 @@ def devices(precision: str) -> Iterator[Finding]:
         capability = properties.major, properties.minor
         chosen = choose_precision(precision, capability)
         found = (
-            f"{properties.name}, capability {properties.major}.{properties.minor}, {amount(free)} of {amount(total)} "
+            f"{properties.name}, capability {properties.major}.{properties.minor}, {gib(free)} of {gib(total)} "
             f"free; {chosen.name} ({chosen.reason})"
         )
         if taken > TAKEN * total:
             cure = "somebody else computes there: nvidia-smi names them; CUDA_VISIBLE_DEVICES chooses another GPU"
-            yield Finding(f"GPU {index}", "yellow", f"{found}; {amount(taken)} taken by others", cure)
+            yield Finding(f"GPU {index}", "yellow", f"{found}; {gib(taken)} taken by others", cure)
         else:
             yield Finding(f"GPU {index}", "green", found)
     yield Finding("NCCL", "green", ".".join(map(str, torch.cuda.nccl.version())))

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from packaging.requirements import Requirement
 
 from pal_dist.commands.doctor.findings import Finding
-from pal_dist.memory.devices import GIBIBYTE, amount
+from pal_dist.core.units import GIBIBYTE, gib
 
 LITTLE_DISK, NO_DISK = 5 * GIBIBYTE, GIBIBYTE // 2
 LITTLE_SHARED_MEMORY = GIBIBYTE // 2
@@ -60,10 +60,10 @@ def memory(local_ranks: int) -> Iterator[Finding]:
     """What the host has left, or what the job's control group allows where that is less."""
     free = psutil.virtual_memory().available
     limit, used, kills = control_group()
-    found = f"{amount(free)} available"
+    found = f"{gib(free)} available"
     if limit is not None:
         free = min(free, limit - used)
-        found += f"; this job may use {amount(limit)}, of which {amount(used)} are taken"
+        found += f"; this job may use {gib(limit)}, of which {gib(used)} are taken"
     if free < LITTLE_MEMORY * local_ranks:
         cure = "ask for more (Slurm: --mem), or start fewer processes; without offload"
         yield Finding("host memory", "yellow", f"{found}, for {local_ranks} processes", cure)
@@ -107,9 +107,9 @@ def shared_memory(gpus: int) -> Iterator[Finding]:
     free = shutil.disk_usage("/dev/shm").free
     if gpus > 1 and free < LITTLE_SHARED_MEMORY:
         cure = "NCCL talks through it: give the container more (docker run --shm-size 2g; launch/kubernetes has it)"
-        yield Finding("shared memory", "red", f"{amount(free)} free in /dev/shm", cure)
+        yield Finding("shared memory", "red", f"{gib(free)} free in /dev/shm", cure)
     else:
-        yield Finding("shared memory", "green", f"{amount(free)} free in /dev/shm")
+        yield Finding("shared memory", "green", f"{gib(free)} free in /dev/shm")
 
 
 def folder(name: str, path: Path) -> Iterator[Finding]:
@@ -127,7 +127,7 @@ def folder(name: str, path: Path) -> Iterator[Finding]:
         (path / ".doctor.lock").unlink(missing_ok=True)
     except (Timeout, OSError, NotImplementedError) as error:
         level, cure = "red", f"a file system that locks files, for --{name}: {error}"
-    yield Finding(name, level, f"{amount(free)} free in {path}", cure)  # type: ignore[arg-type]
+    yield Finding(name, level, f"{gib(free)} free in {path}", cure)  # type: ignore[arg-type]
 
 
 def names(nodes: int) -> Iterator[Finding]:

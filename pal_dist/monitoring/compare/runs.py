@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pal_dist.commands.help import shown
-from pal_dist.config.resolve import settings
+from pal_dist.config.resolve import format_value, settings
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring.status import Status, status_of
 from pal_dist.monitoring.status_file import FILE
@@ -205,7 +204,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
 def told(value: Any) -> str:
     """A setting's value for a reader: what was left to pal-dist is `default`."""
-    return "default" if value is None else shown(value)
+    return "default" if value is None else format_value(value)
 
 
 def _names(firsts: Sequence[Run], names: Sequence[str]) -> list[str]:

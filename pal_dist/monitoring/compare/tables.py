@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pal_dist.commands.help import shown
-from pal_dist.config.resolve import settings
+from pal_dist.config.resolve import format_value, settings
+from pal_dist.core.console import duration
 from pal_dist.monitoring.compare.runs import MEAN, Group, Run, told
 from pal_dist.monitoring.compare.significance import LEVEL, Difference, holm, welch
-from pal_dist.monitoring.report import duration
 
 EXCEEDS, SUGGESTIVE, WITHIN = "exceeds seed noise", "suggestive: try more seeds", "within seed noise"
 
@@ -206,7 +205,7 @@ def runs_table(groups: Sequence[Group]) -> Table:
             entry = run.status.entry
             mean = score(run.mean) if run.finished and run.scores else NONE
             state = run.status.verdict + (f": {entry.error.splitlines()[0]}" if entry.error else "")
-            rows.append([Cell(str(run.folder)), Cell(group.name), Cell(shown(run.values["seed"])), Cell(state),
+            rows.append([Cell(str(run.folder)), Cell(group.name), Cell(format_value(run.values["seed"])), Cell(state),
                          Cell(f"{entry.step:,} of {entry.total_steps:,}"), Cell(mean)])  # fmt: skip
     return Table("Runs", ["folder", "group", "seed", "state", "step", "dev mean"], rows)
 
@@ -223,8 +222,8 @@ def command(run: Run) -> str:
     words = ["pal-dist", "train"]
     for name, value in run.values.items():
         known = settings().get(name)
-        default = known is not None and shown(known.default) == shown(value)
+        default = known is not None and format_value(known.default) == format_value(value)
         if name != "resume" and (run.origins.get(name, "default") != "default" or not default):
-            words += [f"--{name}", shown(value)]
+            words += [f"--{name}", format_value(value)]
     ranks = (run.results or {}).get("ranks", 1)
     return shlex.join(words) + (f"   # on {ranks} processes" if ranks > 1 else "")
