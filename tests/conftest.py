@@ -10,23 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pal_dist.config.resolve import resolve
-from pal_dist.config.schema import RunConfig
 from pal_dist.data.synthetic import built_in_corpus
+from tests.support.tiny_run import make_tiny_run
 
 WORDS = 400
-
-
-LONGEST = [
-    "slurm", "closed_form", "strategies", "adapters", "resume", "conflict", "plan", "recipes", "features", "compare",
-]  # fmt: skip
-"""Files of tests that take minutes; the first one waits most of its time."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first: several run at once, and at the end the others would wait for one that began late."""
-    order = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)
@@ -91,16 +78,6 @@ def small_data(tmp_path_factory: pytest.TempPathFactory, corpus_dir: Path) -> Pa
         rows = {"ids-sst": 43, "quora": 61, "sts": 29}[path.name.rsplit("-", 1)[0]] if "train" in path.name else 24
         (folder / path.name).write_text("\n".join(path.read_text().splitlines()[: rows + 1]) + "\n")
     return folder
-
-
-def make_tiny_run(tiny_bert: Path, small_data: Path, cache_dir: Path, folder: Path, **flags: object) -> RunConfig:
-    """A config of a run of a second or two; flags overrule."""
-    values = {
-        "data_dir": small_data, "model": tiny_bert, "cache_dir": cache_dir, "output_dir": folder / "run",
-        "max_length": 48, "batch_size": 8, "adapter_hidden": 12, "adapter_heads": 2, "learning_rate": 1e-3,
-        "max_steps": 6, "epochs": 9, "log_every": 2, "dropout": 0.0, "window_batches": 2,
-    } | flags  # fmt: skip
-    return resolve({name: str(value) if isinstance(value, Path) else value for name, value in values.items()})[0]
 
 
 @pytest.fixture

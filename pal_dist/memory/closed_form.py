@@ -1,7 +1,7 @@
 """The memory of one optimizer step in microseconds, for the search over plans: what `trace` finds, as arithmetic.
 
 Every term is a tensor that the step keeps or makes; a test holds the sum to the trace on random configurations
-(tests/test_closed_form.py). It knows this project's model alone; `trace` knows any.
+(tests/ranks/test_closed_form.py). It knows this project's model alone; `trace` knows any.
 
 Shapes: B examples, L tokens, N = B * L, D hidden, F intermediate, A heads.
 """

@@ -17,7 +17,7 @@ from pal_dist.memory.step_time import StepTime, micro_batch_cost, step_time
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS
 
 MARGIN = 0.05
-"""One-sided: of 14 recorded runs 10 used more than predicted, the worst by 3.4 % (tests/test_recorded.py)."""
+"""One-sided: of 14 recorded runs 10 used more than predicted, the worst by 3.4 % (tests/unit/memory/test_recorded.py)."""
 
 ROUNDING = 1.02
 """Reserved over allocated memory with expandable segments, in replays of steps with like shapes."""

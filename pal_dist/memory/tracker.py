@@ -1,6 +1,6 @@
 """Follows every storage that tensor operations create and free, on real tensors and on fake ones alike.
 
-Measured against torch.profiler's own memory events on a CPU it misses nothing (tests/test_trace.py).
+Measured against torch.profiler's own memory events on a CPU it misses nothing (tests/unit/memory/test_trace.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python tests/bench/conflict.py [--rows 32] [--length 128] [--precision fp16]
 
 One step of three tasks with PALs on fake tensors, a T4's kernels emulated (`pal_dist.memory.trace`). The naive way is
-that of tests/test_conflict.py: all graphs alive, a flat gradient of everything for each task, a projected copy of each.
+that of tests/ranks/test_gradient_surgery.py: all graphs alive, a flat gradient of everything for each task, a projected
+copy of each.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from random_runs import batch_of, config_of, loss_of
-from test_conflict import naive_pcgrad, trace_of
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pal_dist.memory import find_device
 from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.planner import kept_apart
+from tests.ranks.test_gradient_surgery import naive_pcgrad, trace_of
+from tests.support.random_runs import batch_of, config_of, loss_of
 
 
 def main() -> None:

@@ -14,19 +14,18 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from random_runs import batch_of, build, config_of, loss_of, optimizer_of, traced
-from ranks import in_parallel
-from test_closed_form import error
-from test_recorded import RECORDED, predicted_mebibytes
-from test_trace import existing, real_step
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pal_dist.core.console import table
 from pal_dist.distributed.engine import Engine
 from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.devices import Device, device_at_hand
 from pal_dist.memory.tracker import Tracker
+from tests.ranks.test_closed_form import error
+from tests.support.random_runs import batch_of, build, config_of, loss_of, optimizer_of, traced
+from tests.support.ranks import in_parallel
+from tests.unit.memory.test_recorded import RECORDED, predicted_mebibytes
+from tests.unit.memory.test_trace import existing, real_step
 
 MEBIBYTE = 1 << 20
 

@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from ranks import run_ranks
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pal_dist.cli import default_cache
 from pal_dist.config.resolve import resolve
@@ -29,6 +27,7 @@ from pal_dist.core.console import table
 from pal_dist.optim.optimizers import parameter_groups
 from pal_dist.training.checkpoint import checkpoints, save_checkpoint
 from pal_dist.training.setup import set_up
+from tests.support.ranks import run_ranks
 
 NAMES = ("ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2")
 STEPS, WARM = 8, 3

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from browser import browser
 from study import BASE, QUESTIONS
 
 from pal_dist.monitoring.compare import Comparison, examine
+from tests.support.browser import browser
 
 ROOT = Path(__file__).parents[2]
 TEXT, PAGES = ROOT / "docs" / "study.md", ROOT / "docs" / "study"

@@ -1,0 +1,338 @@
+"""Gradient conflict: the Gram matrix's weights against plain loops over whole gradients, under every strategy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pal_dist.config.schema import RunConfig
+from pal_dist.core.errors import UserError
+from pal_dist.memory import find_device, trace
+from pal_dist.memory.closed_form import StepOptions
+from pal_dist.memory.planner import kept_apart, trace_plan, workload_of
+from pal_dist.memory.search import Machine, Plan
+from pal_dist.models.multi_task import MultiTaskBert, build_model
+from pal_dist.optim.gradient_surgery import DECAY, METHODS, GradientSurgery, cosines, draw_others
+from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
+from pal_dist.tasks.registry import resolve_tasks
+from pal_dist.training.setup import plan_steps
+from tests.support import laws
+from tests.support.random_runs import batch_of, config_of, loss_of, shape
+from tests.support.ranks import run_ranks
+from tests.support.training import Parameters, assert_same, corpora_of, distances, fit_quietly, train_in_float64
+from tests.support.training import fit as fit_and_stop
+
+Vectors = list[torch.Tensor]
+
+
+def plain_pcgrad(gradients: Vectors, others: Any) -> torch.Tensor:
+    """Algorithm 1 of Yu et al. as it is written, over whole vectors."""
+    total = torch.zeros_like(gradients[0])
+    for task, order in enumerate(others):
+        turned = gradients[task].clone()
+        for other in order:
+            dot = turned @ gradients[other]
+            if dot < 0:
+                turned -= dot / gradients[other].square().sum() * gradients[other]
+        total += turned
+    return total
+
+
+def plain_gradvac(gradients: Vectors, others: Any, targets: dict[tuple[int, int], float]) -> torch.Tensor:
+    """Algorithm 1 of Wang et al., whole model as one group; `targets` are updated."""
+    total = torch.zeros_like(gradients[0])
+    for task, order in enumerate(others):
+        turned = gradients[task].clone()
+        for other in order:
+            against = gradients[other]
+            cosine = float(turned @ against / (turned.norm() * against.norm()))
+            target = targets.get((task, other), 0.0)
+            if cosine < target:
+                sine, wanted = np.sqrt(1 - cosine**2), np.sqrt(1 - target**2)
+                turned = (
+                    turned + turned.norm() * (target * sine - cosine * wanted) / (against.norm() * wanted) * against
+                )
+            targets[task, int(other)] = (1 - DECAY) * target + DECAY * cosine
+        total += turned
+    return total
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 5])
+@pytest.mark.parametrize("agreement", [-3.0, 0.0, 3.0])
+def test_weights_are_those_of_plain_loops(tasks: int, agreement: float) -> None:
+    """Conflicting, unrelated and agreeing gradients, over steps, since GradVac remembers."""
+    pulled, turned, targets = GradientSurgery("pcgrad", tasks, 7), GradientSurgery("gradvac", tasks, 7), {}
+    changed = 0
+    for step in range(20):
+        common = torch.randn(50, dtype=torch.float64)
+        signs = [(-1.0) ** task if agreement < 0 else 1.0 for task in range(tasks)]
+        gradients = [sign * abs(agreement) * common + torch.randn(50, dtype=torch.float64) for sign in signs]
+        matrix = torch.stack(gradients)
+        gram, others = matrix @ matrix.T, draw_others(tasks, 7, step)
+        expected = plain_pcgrad(gradients, others)
+        torch.testing.assert_close(pulled.weights(gram, step) @ matrix, expected, rtol=0, atol=1e-10)
+        expected_vac = plain_gradvac(gradients, others, targets)
+        torch.testing.assert_close(turned.weights(gram, step) @ matrix, expected_vac, rtol=0, atol=1e-10)
+        changed += not torch.allclose(expected, sum(gradients))
+    assert (changed == 20) if agreement < 0 else (changed == 0) if agreement > 0 else changed > 0
+    for (task, other), value in targets.items():
+        assert turned.targets_TT[task, other].item() == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 4])
+def test_pcgrad_is_torchjd_s(tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An implementation by others, of the same order of tasks."""
+    aggregation = pytest.importorskip("torchjd.aggregation")
+    gradients = torch.randn(tasks, 30, dtype=torch.float64) - torch.linspace(-1, 1, tasks)[:, None].double()
+    others = draw_others(tasks, 1, 0)
+    orders = iter([torch.tensor([task, *others[task]]) for task in range(tasks)])
+    monkeypatch.setattr(torch, "randperm", lambda *_, **__: next(orders))
+    expected = aggregation.PCGrad()(gradients)
+    weights = GradientSurgery("pcgrad", tasks, 1).weights(gradients @ gradients.T, 0)
+    torch.testing.assert_close(weights @ gradients, expected, rtol=0, atol=1e-10)
+
+
+def test_a_task_without_gradient_and_an_overflow() -> None:
+    """Neither divides by zero nor spoils what GradVac remembers."""
+    gram = torch.tensor([[4.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    for kind in METHODS:
+        assert GradientSurgery(kind, 2, 0).weights(gram, 0).tolist() == [1.0, 1.0]
+    turned = GradientSurgery("gradvac", 2, 0)
+    turned.weights(gram / 0.0, 0)
+    assert turned.targets_TT.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_cosines() -> None:
+    gradients = torch.randn(3, 9, dtype=torch.float64)
+    expected = torch.nn.functional.cosine_similarity(gradients[:, None], gradients[None], dim=-1)
+    torch.testing.assert_close(cosines(gradients @ gradients.T), expected, rtol=0, atol=1e-12)
+
+
+def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
+    """Training with whole gradients, task by task, in float64: no Gram matrix, no micro-batches, no ranks."""
+    tasks, folder = resolve_tasks(run.data.tasks), Path(run.model.model)
+    corpora = corpora_of(run, cache_dir)
+    torch.manual_seed(run.train.seed)
+    model = build_model(folder, tasks, run.model).double().train()
+    shared = list(model.bert.parameters())
+    optimizer = torch.optim.AdamW(parameter_groups(model, run.optimizer.weight_decay), fused=False)
+    schedule, total = plan_steps(run, corpora)
+    targets: dict[tuple[int, int], float] = {}
+    for step, served in enumerate(schedule.steps(0, total)):
+        count = sum(len(rows) for _, rows in served)
+        gradients = []
+        for index, rows in served:
+            batch = corpora[index].batch(tasks[index].name, rows)
+            (tasks[index].objective.loss(model(batch), batch.labels_B) / count).backward()
+            gradients.append(torch.cat([parameter.grad.flatten() for parameter in shared]))
+            for parameter in shared:
+                parameter.grad = None
+        others = draw_others(len(tasks), run.train.seed, step)
+        if run.balance.conflict == "pcgrad":
+            flat = plain_pcgrad(gradients, others)
+        else:
+            flat = plain_gradvac(gradients, others, targets)
+        for parameter, piece in zip(shared, flat.split([p.numel() for p in shared]), strict=True):
+            parameter.grad = piece.view_as(parameter)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), run.optimizer.max_gradient_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = run.optimizer.learning_rate * learning_rate_factor(step, total, run.optimizer.warmup)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: value.detach().numpy() for name, value in model.named_parameters()}
+
+
+TWO, THREE = "sst,sts", "sst,para,sts"
+
+
+@pytest.mark.parametrize(("kind", "tasks"), [("pcgrad", TWO), ("pcgrad", THREE), ("gradvac", THREE)])
+def test_training_is_that_of_plain_loops(
+    kind: str, tasks: str, tiny_run, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 1 with conflicts: any micro-batches, 1 and 2 ranks, float64."""
+    flags = {"conflict": kind, "tasks": tasks, "max_steps": 9, "max_gradient_norm": 0.5}
+    reference = plain_reference(tiny_run(**flags), cache_dir)
+    for number, (ranks, budget) in enumerate([(1, 4096), (1, 64), (2, 64)]):
+        run = tiny_run(**flags, tokens_per_micro_batch=budget, output_dir=tmp_path / str(number))
+        for answer in run_ranks(train_in_small_pieces, run, cache_dir, ranks=ranks):
+            assert not isinstance(answer, Exception), answer
+            assert_same(answer[0], reference)
+
+
+def train_in_small_pieces(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[str, Any]]:
+    """The tasks' gradients are looked at in pieces that no parameter's size divides."""
+    from pal_dist.distributed.engine import task_gradients
+
+    task_gradients.PIECE = 1001  # type: ignore[misc]
+    return train_in_float64(run, cache_dir)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "zero2_offload", "fsdp2"])
+def test_under_every_strategy(strategy: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    flags = {"conflict": "pcgrad", "max_steps": 8, "max_gradient_norm": 0.5, "tokens_per_micro_batch": 64}
+    reference = plain_reference(tiny_run(**flags), cache_dir)
+    for answer in run_ranks(fit_quietly, tiny_run(**flags, strategy=strategy), cache_dir):
+        assert not isinstance(answer, Exception), answer
+        whole, worst = distances(answer[0], reference)
+        print(f"pcgrad under {strategy}: {whole:.1e} of all parameters, {worst:.1e} of the worst")
+        assert whole < 1e-6
+        # A bias born as 0, whose rounding differs by machine; without the projections such a one is 20 to 50 % off.
+        assert worst < 1e-4
+
+
+def test_watching_changes_nothing(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    """And the cosines are logged."""
+    import json
+
+    flags = {"max_steps": 4, "log_every": 2, "tokens_per_micro_batch": 64}
+    plain, watched = (
+        run_ranks(train_in_float64, tiny_run(**flags, conflict=kind, output_dir=tmp_path / kind), cache_dir, ranks=1)[0]
+        for kind in ("none", "watch")
+    )
+    assert_same(watched[0], plain[0])
+    lines = [json.loads(line) for line in (tmp_path / "watch" / "metrics.jsonl").read_text().splitlines()]
+    seen = [line["task_cosines"] for line in lines if "task_cosines" in line]
+    assert len(seen) == 2
+    assert seen[0].keys() == {"sst-para", "sst-sts", "para-sts"}
+    assert all(-1 <= value <= 1 for value in seen[0].values())
+
+
+def test_gradvac_resumes(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
+    """Law 3 for what it remembers: stopped after step 5 and gone on with, bit-identical."""
+    flags = {"conflict": "gradvac", "max_steps": 9, "evaluate_every": 4, "dropout": 0.1}
+    clean = run_ranks(fit_and_stop, tiny_run(**flags, output_dir=tmp_path / "clean"), cache_dir, ranks=1)[0]
+    run = tiny_run(**flags, output_dir=tmp_path / "stopped")
+    run_ranks(fit_and_stop, run, cache_dir, 5, ranks=1)
+    resumed = run_ranks(fit_and_stop, run, cache_dir, ranks=1)[0]
+    for name, value in clean[0].items():
+        np.testing.assert_array_equal(resumed[0][name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"step_tasks": "one"}, "serves one task a step"),
+        ({"mode": "pretrain"}, "trains no parameter that tasks share"),
+        ({"tasks": "sst"}, "name two at least"),
+    ],
+)
+def test_refused_where_there_is_no_conflict(flags: dict[str, str], words: str, tiny_run) -> None:
+    with pytest.raises(UserError, match=words):
+        tiny_run(conflict="pcgrad", **flags)
+
+
+def test_the_model_s_own_parts_are_left_alone(tiny_bert: Path) -> None:
+    """Adapters and heads are one task's alone: no conflict, and no part in the Gram matrix."""
+    from pal_dist.distributed.task_gradients import TaskGradients
+
+    model = build_model(tiny_bert, resolve_tasks(["sst", "sts"]), tiny_options())
+    apart = TaskGradients(list(model.bert.parameters()), 2, ranks=1)
+    heads = {}
+    for number, task in enumerate(model.heads):
+        batch = random_batch(model, task)
+        model.config.task_table()[task].objective.loss(model(batch), batch.labels_B).backward()
+        apart.set_aside(number, last=number == 1)
+        heads[task] = [p.grad.clone() for p in model.task_parts()[task].parameters()]
+    apart.merge(torch.tensor([0.0, 2.0]))
+    for task, before in heads.items():
+        assert all(torch.equal(p.grad, g) for p, g in zip(model.task_parts()[task].parameters(), before, strict=True))
+
+
+def tiny_options() -> Any:
+    from pal_dist.config.schema import ModelConfig
+
+    return ModelConfig(adapter_hidden=12, adapter_heads=2)
+
+
+def random_batch(model: MultiTaskBert, task: str) -> Any:
+
+    return laws.random_batch(model, task)
+
+
+class TestMemory:
+    """One gradient a task and no graph, against PCGrad as it is often written."""
+
+    def test_traced_against_the_naive_way(self) -> None:
+        options, device = StepOptions("fp16"), find_device("t4")
+        config = config_of(256, 4, 4, "pal", 96, 12)
+        batches = [batch_of(16, 128, task) for task in ("sst", "para", "sts")]
+        plain = trace_of(config, options, device, batches, loss_of)
+        ours = trace_of(config, options, device, batches, loss_of, after=kept_apart([0, 1, 2]))
+        naive = trace_of(config, options, device, [batches], naive_pcgrad)
+        print(f"plain {plain.peak:,}, ours {ours.peak:,}, naive {naive.peak:,}")
+        shared = 4 * shape(config).shared
+        assert ours.peak < plain.peak + 2 * shared + 0.05 * plain.peak
+        assert naive.peak > 1.5 * ours.peak
+
+    @pytest.mark.parametrize(("precision", "tokens"), [("fp16", 2048), ("fp32", 2048), ("fp16", 1024)])
+    def test_the_plan_counts_it(self, precision: str, tokens: int, tiny_run) -> None:
+        """Closed form within 5 % of the trace, not below by more than the margin."""
+        config = config_of(384, 6, 12, "pal", 204, 12)
+        run = tiny_run(conflict="pcgrad", max_length=128, batch_size=16)
+        work = workload_of(run, config, ranks=1, multiple=8)
+        assert (work.apart, work.tasks) == (True, 3)
+        plan = Plan(work, Machine(find_device("t4")), StepOptions(precision), "single", tokens)
+        found = trace_plan(plan, run, config)
+        assert plan.estimate.peak / found.peak - 1 == pytest.approx(0.0, abs=0.05)
+        without = Plan(replace(work, apart=False), plan.machine, plan.options, "single", tokens)
+        assert plan.needed > without.needed + 2 * 4 * work.shape.shared
+
+
+def trace_of(config: Any, options: StepOptions, device: Any, batches: list[Any], loss: Any, after: Any = None) -> Any:
+    def model() -> torch.nn.Module:
+        built = MultiTaskBert(config)
+        return built if after is not None or loss is loss_of else AllTasks(built)
+
+    return trace(
+        model, batches, loss=loss, device=device, precision=options.precision, after=after,
+        optimizer=lambda model: torch.optim.AdamW(model.parameters(), fused=True),
+    )  # fmt: skip
+
+
+class AllTasks(torch.nn.Module):
+    def __init__(self, model: MultiTaskBert):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batches: list[Any]) -> list[torch.Tensor]:
+        return [self.model(batch) for batch in batches]
+
+
+def naive_pcgrad(outputs: list[torch.Tensor], batches: list[Any]) -> torch.Tensor:
+    """All tasks' graphs alive; a flat gradient of everything for each task, and a projected copy of each."""
+    losses = [loss_of(logits, batch) for logits, batch in zip(outputs, batches, strict=True)]
+    parameters = parameters_behind(losses)
+    flat = []
+    for loss in losses:
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        flat.append(torch.cat([part.flatten() for part in parts]))
+    turned = [gradient.clone() for gradient in flat]
+    for gradient in turned:
+        for other in flat:
+            gradient -= (gradient @ other) / other.square().sum() * other
+    total = torch.stack(turned).sum(dim=0)
+    for parameter, piece in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = piece.view_as(parameter)
+    return torch.zeros((), requires_grad=True)
+
+
+def parameters_behind(losses: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The leaves of the losses' graphs."""
+    leaves: dict[int, torch.Tensor] = {}
+    waiting, seen = [loss.grad_fn for loss in losses], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node.variable
+        waiting += [following for following, _ in node.next_functions]
+    return list(leaves.values())

@@ -1,0 +1,168 @@
+"""Many GPUs on paper: laws of the scale model, and the schedule that 512 ranks would follow."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pal_dist.cli import main
+from pal_dist.data.batching import MicroBatch, Schedule, assign_micro_batches, micro_batches
+from pal_dist.data.sampling import Sampling
+from pal_dist.memory.closed_form import StepOptions
+from pal_dist.memory.devices import find_device
+from pal_dist.memory.scaling import scaled, strong, weak
+from pal_dist.memory.search import Machine, Plan, Workload
+from pal_dist.memory.step_time import LINK_LATENCY, NETWORK_LATENCY, exchange_seconds
+from tests.support.paths import README
+from tests.support.random_runs import config_of
+from tests.support.random_runs import shape as shape_of
+from tests.unit.data.test_batching import lengths_like_text
+
+RANKS = 512
+SIZES = (8_544, 283_003, 6_040)
+"""Training examples of SST, Quora and STS in full."""
+
+SHAPE = shape_of(config_of(768, 12, 12, width=204))
+
+
+def plan(gpus: int = 8, nodes: int = 64, kind: str = "a100-40", strategy: str = "ddp", **changes: Any) -> Plan:
+    machine = Machine(replace(find_device(kind), **changes), gpus, nodes)
+    work = Workload(SHAPE, rows=32, longest=128, mean_length=30.0, tasks=3, examples=96 * machine.ranks)
+    return Plan(work, machine, StepOptions("bf16", "sdpa", 0, "adamw"), strategy, tokens=4096)
+
+
+class TestModel:
+    def test_one_gpu_waits_for_nobody(self) -> None:
+        for points in (weak(plan()), strong(plan())):
+            assert points[0].gpus == 1
+            assert points[0].all_reduce == 0
+            assert points[0].efficiency(points[0]) == 1
+
+    @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
+    @pytest.mark.parametrize("kind", ["t4", "a100-40", "h100"])
+    def test_no_gpu_does_more_than_one_alone(self, kind: str, strategy: str) -> None:
+        points = weak(plan(kind=kind, strategy=strategy))
+        assert [point.gpus for point in points] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+        assert [point.nodes for point in points] == [1, 1, 1, 1, 2, 4, 8, 16, 32, 64]
+        for fewer, more in pairwise(points):
+            assert more.examples_per_second > fewer.examples_per_second
+            assert more.all_reduce > fewer.all_reduce
+            if fewer.gpus > 1:  # one rank alone takes more care in cutting its batches
+                assert more.efficiency(points[0]) <= fewer.efficiency(points[0]) <= 1
+
+    def test_all_share_one_batch(self) -> None:
+        points = strong(plan())
+        assert {point.examples for point in points} == {96 * RANKS}
+        for fewer, more in pairwise(points):
+            assert more.seconds < fewer.seconds
+        assert points[-1] == weak(plan())[-1] == scaled(plan()), "the run that was asked ends both"
+
+    def test_parts_sum(self) -> None:
+        point = scaled(plan())
+        parts = (point.compute, point.all_reduce, point.input, point.checkpoint)
+        assert min(parts) > 0
+        assert point.seconds == pytest.approx(sum(parts))
+        assert point.examples_per_second == pytest.approx(point.examples / sum(parts))
+
+    def test_more_bandwidth_is_never_slower(self) -> None:
+        for name in ("network", "link"):
+            times = [scaled(plan(**{name: speed})).all_reduce for speed in (1, 10, 100, 1000)]
+            assert times == sorted(times, reverse=True)
+            assert times[0] > times[-1]
+
+    @pytest.mark.parametrize(("gpus", "nodes"), [(2, 1), (8, 1), (1, 2), (8, 4)])
+    def test_ring(self, gpus: int, nodes: int) -> None:
+        """Patarasuk and Yuan 2009: each rank sends 2 (n - 1) / n of what is summed."""
+        device = find_device("a100-40")
+        ranks, size = gpus * nodes, 4 * SHAPE.trained_parameters
+        pace = device.link if nodes == 1 else device.network
+        hops = ranks * LINK_LATENCY if nodes == 1 else (ranks - nodes) * LINK_LATENCY + nodes * NETWORK_LATENCY
+        rounds = 2 * -(-size // 2**27)
+        found = plan(gpus, nodes).time.exchange
+        assert found == pytest.approx(2 * (ranks - 1) / ranks * size / (pace * 1e9) + rounds * hops)
+        assert exchange_seconds(0, 0, device, gpus=gpus, nodes=nodes) == 0
+
+
+class TestSchedule:
+    """What 512 ranks would do, worked out here by the code that they would run; 32 examples of a task for each rank."""
+
+    lengths = tuple(lengths_like_text(size, seed=task) for task, size in enumerate(SIZES))
+    schedule = Schedule(Sampling("round_robin", SIZES, batch_size=32 * RANKS), list(lengths))
+
+    def padded(self, task: int, rows: np.ndarray[Any, Any]) -> int:
+        return len(rows) * -(-int(self.lengths[task][rows].max()) // 8) * 8 if len(rows) else 0
+
+    def test_every_rank_works_out_the_same(self) -> None:
+        served = next(self.schedule.steps(3, 4))
+        mine: list[list[MicroBatch]] = [
+            micro_batches(served, list(self.lengths), budget=4096, rank=rank, ranks=RANKS, multiple=8)
+            for rank in range(RANKS)
+        ]
+        assert len({tuple(micro.task for micro in micros) for micros in mine}) == 1, (
+            "as many of each task, in one order"
+        )
+        for task, rows in served:
+            dealt = [micro.rows for micros in mine for micro in micros if micro.task == task and not micro.filler]
+            assert sorted(np.concatenate(dealt).tolist()) == sorted(rows.tolist()), "each example once"
+        for micros in mine:
+            assert all(self.padded(micro.task, micro.rows) <= 4096 for micro in micros)
+
+    def test_tokens_are_balanced(self) -> None:
+        """In no step a rank has 5 % more than the mean; over 20 steps each is within 5 % of it."""
+        everything = np.zeros((2, RANKS))
+        for served in self.schedule.steps(0, 20):
+            tokens = np.zeros((2, RANKS))  # with padding, and without
+            for task, rows, hands in assign_micro_batches(
+                served, list(self.lengths), budget=4096, ranks=RANKS, multiple=8
+            ):
+                tokens[0] += [self.padded(task, rows[hand]) for hand in hands]
+                tokens[1] += [int(self.lengths[task][rows[hand]].sum()) for hand in hands]
+            assert tokens[0].max() / tokens[0].mean() < 1.05
+            everything += tokens
+        for sums in everything:
+            assert sums.max() / sums.mean() < 1.05
+            assert sums.min() / sums.mean() > 0.95
+
+
+def asked(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", *words])
+    assert not caught.value.code, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+class TestVerb:
+    CLUSTER = ("--gpu", "a100-40", "--gpus", "8", "--nodes", "4", "--batch_size", "1024", "--max_length", "128")
+
+    def test_plan_shows_it(self, capsys: pytest.CaptureFixture[str]) -> None:
+        text = asked(capsys, *self.CLUSTER)
+        assert "400 Gbit/s between nodes" in text
+        table = text.split("scale, in milliseconds")[1]
+        assert [int(gpus) for gpus in re.findall(r"^ +(\d+) ", table, flags=re.MULTILINE)] == [1, 2, 4, 8, 16, 32]
+        assert "scale" not in asked(capsys, *self.CLUSTER, "--gpus", "1", "--nodes", "1")
+
+    def test_network_is_heard(self, capsys: pytest.CaptureFixture[str]) -> None:
+        slow, fast = (json.loads(asked(capsys, *self.CLUSTER, "--json", "true", "--network", speed))["scaling"]["weak"]
+                      for speed in ("10", "800"))  # fmt: skip
+        assert slow[0] == fast[0]
+        assert slow[-1]["all_reduce"] > 10 * fast[-1]["all_reduce"]
+        assert slow[-1]["efficiency"] < fast[-1]["efficiency"] < 1
+
+    def test_bad_network(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for network in ("fast", "0", "-1", "inf", "nan"):
+            with pytest.raises(SystemExit) as caught:
+                main(["plan", *self.CLUSTER, "--network", network])
+            assert caught.value.code == 2
+            assert "--network takes Gbit/s between nodes" in capsys.readouterr().err
+
+    def test_readme_shows_what_is_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        text = README.read_text()
+        (command,) = re.findall(r"^pal-dist plan (.* --nodes 64 .*)$", text, flags=re.MULTILINE)
+        table = asked(capsys, *command.split()).split("scale, in milliseconds")[1]
+        assert table.strip().splitlines()[1:12] == text.split("scale, in milliseconds")[1].splitlines()[1:12]
