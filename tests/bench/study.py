@@ -27,9 +27,16 @@ ROWS = {
 Training rows are in the proportions of the whole files."""
 
 COMMON = {
-    "model": "minilm", "tasks": "sst,para,sts", "max_length": 64, "epochs": 2, "batch_size": 8,
-    "evaluate_every": "none", "log_every": 10, "memory": "off", "keep_checkpoints": 1,
-}  # fmt: skip
+    "model": "minilm",
+    "tasks": "sst,para,sts",
+    "max_length": 64,
+    "epochs": 2,
+    "batch_size": 8,
+    "evaluate_every": "none",
+    "log_every": 10,
+    "memory": "off",
+    "keep_checkpoints": 1,
+}
 
 KINDS = ("low_rank", "houlsby", "houlsby_parallel", "houlsby_plus_pal", "top_attention", "lhuc", "lora")
 
@@ -72,7 +79,7 @@ def study_data(source: Path, target: Path) -> None:
         (target / path.name).write_bytes(head + b"".join(lines[i * len(lines) // rows] for i in range(rows)))
 
 
-def place(question: str, values: dict[str, object], seed: int) -> Path:
+def run_folder(question: str, values: dict[str, object], seed: int) -> Path:
     """Folder of a run below the study's; the baseline has one for all questions."""
     name = "-".join(f"{name}_{value}" for name, value in values.items()).replace(",", "+")
     return Path(question, f"{name}-seed_{seed}") if values else Path("base", f"seed_{seed}")
@@ -84,11 +91,11 @@ def run(folder: Path, data: Path, values: dict[str, object]) -> int:
         return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     settings = {**COMMON, **values, "data_dir": data, "output_dir": folder}
-    words = [f"--{name}={value}" for name, value in settings.items()]
-    with open(folder.with_suffix(".log"), "w", encoding="utf-8") as said:
-        return subprocess.run(
-            [sys.executable, "-m", "pal_dist", "train", *words], stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        ).returncode
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(folder.with_suffix(".log"), "w", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "pal_dist", "train", *flags]
+        return subprocess.run(command, stderr=log, env=environment).returncode
 
 
 def main() -> None:
@@ -97,18 +104,18 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", help="questions, separated by commas")
-    given = parser.parse_args()
-    data = given.output_dir / "data"
-    study_data(given.data_dir, data)
-    chosen = given.only.split(",") if given.only else list(QUESTIONS)
-    asked = {}
+    options = parser.parse_args()
+    data = options.output_dir / "data"
+    study_data(options.data_dir, data)
+    chosen = options.only.split(",") if options.only else list(QUESTIONS)
+    planned_runs = {}
     for question in chosen:
-        more, files = (WHOLE, given.data_dir) if question == "whole" else ({}, data)
+        more, files = (WHOLE, options.data_dir) if question == "whole" else ({}, data)
         for values, seed in itertools.product(QUESTIONS[question], SEEDS):
-            asked[place(question, values, seed)] = (files, {**more, **values, "seed": seed})
-    with ThreadPoolExecutor(given.workers) as workers:
-        begun = {name: workers.submit(run, given.output_dir / name, *how) for name, how in asked.items()}
-        for name, future in begun.items():
+            planned_runs[run_folder(question, values, seed)] = (files, {**more, **values, "seed": seed})
+    with ThreadPoolExecutor(options.workers) as workers:
+        futures = {name: workers.submit(run, options.output_dir / name, *what) for name, what in planned_runs.items()}
+        for name, future in futures.items():
             print(name, "done" if future.result() == 0 else f"FAILED with exit code {future.result()}", flush=True)
 
 

@@ -1,9 +1,10 @@
-"""docs/study.md's tables and figures, and the pages in docs/study, from the runs of `study.py`.
+"""docs/study.md's tables and figures, and one page a question, from the runs of `study.py`.
 
-    python tests/bench/study_pages.py --study_dir STUDY [--only samplings,adapters]
+    python tests/bench/study_pages.py --study_dir STUDY [--pages_dir STUDY/pages] [--only samplings,adapters]
 
 A table of docs/study.md stands below a line `<!-- QUESTION: TITLE OF THE TABLE -->`; the words around it are for a
-person to write. A figure is the part "Curves" of the page, as headless Chromium draws it.
+person to write. A figure, docs/study/QUESTION.png, is the part "Curves" of the page, as headless Chromium draws it. The
+pages themselves are two megabytes of mostly repeated lines, so they are not in Git.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pal_dist.monitoring.compare import Comparison, examine
 from tests.support.browser import browser
 
 ROOT = Path(__file__).parents[2]
-TEXT, PAGES = ROOT / "docs" / "study.md", ROOT / "docs" / "study"
+TEXT, PICTURES = ROOT / "docs" / "study.md", ROOT / "docs" / "study"
 
 TITLES = {
     "samplings": "five schedulers",
@@ -85,16 +86,19 @@ def draw(page: str, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study_dir", type=Path, required=True)
+    parser.add_argument("--pages_dir", type=Path, help="where the pages go (default: the folder `pages` of the study)")
     parser.add_argument("--only", help="questions, separated by commas")
-    given = parser.parse_args()
+    options = parser.parse_args()
+    pages_dir = options.pages_dir or options.study_dir / "pages"
+    pages_dir.mkdir(parents=True, exist_ok=True)
     text = TEXT.read_text(encoding="utf-8")
     if unknown := sorted({*re.findall("^<!-- (.*?):", text, re.M)} - {*QUESTIONS}):
         raise SystemExit(f"{TEXT}: no question of the study is called {', '.join(unknown)}")
-    for question in given.only.split(",") if given.only else QUESTIONS:
-        comparison = comparison_of(question, given.study_dir)
-        page = page_of(comparison, given.study_dir)
-        (PAGES / f"{question}.html").write_text(page, encoding="utf-8")
-        draw(page, PAGES / f"{question}.png")
+    for question in options.only.split(",") if options.only else QUESTIONS:
+        comparison = comparison_of(question, options.study_dir)
+        page = page_of(comparison, options.study_dir)
+        (pages_dir / f"{question}.html").write_text(page, encoding="utf-8")
+        draw(page, PICTURES / f"{question}.png")
         tables = {table.title: f"{table.markdown()}\n" for table in comparison.tables}
         for title in re.findall(f"^<!-- {question}: (.*) -->$", text, re.M):
             if title not in tables:
