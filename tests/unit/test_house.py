@@ -176,17 +176,10 @@ def test_readme_names_only_settings_and_verbs_that_exist() -> None:
     of_scripts = ["dry-run", "cpu", "processes", "unit"]
     for line in re.findall(r"^read_arguments \S+ (.*) -- ", scripts, flags=re.MULTILINE):
         of_scripts += line.split()
-    of_other_programs = [
-        *[
-            "config_file",
-            "num_processes",
-            "nproc-per-node",
-            "max-restarts",
-            "logdir",
-        ],  # accelerate, torchrun, tensorboard
-        *["nodes", "gpus-per-node", "signal", "array", "time", "mem"],  # sbatch
-    ]
-    known = {f"--{name}" for name in (*ours, *of_verbs, *of_scripts, *of_other_programs)}
+    of_launchers = ["config_file", "num_processes", "nproc-per-node", "max-restarts"]
+    of_sbatch = ["nodes", "gpus-per-node", "signal", "array", "time", "mem"]
+    of_others = [*of_launchers, *of_sbatch, "logdir"]
+    known = {f"--{name}" for name in (*ours, *of_verbs, *of_scripts, *of_others)}
     flags = {word.strip(".,;:()|") for word in re.split(r"[\s`=]+", text) if re.match("--[a-z]", word)}
     assert flags - known == set()
     verbs = set(re.findall(r"(?:^|`)pal-dist ([a-z]+)", text, flags=re.MULTILINE))
