@@ -15,6 +15,25 @@ from tests.support.tiny_run import make_tiny_run
 
 WORDS = 400
 
+LONGEST = (
+    "cluster/test_slurm",
+    "ranks/test_strategies",
+    "ranks/test_resume",
+    "ranks/test_gradient_surgery",
+    "ranks/test_adapters",
+    "ranks/test_oom_guard",
+    "cluster/test_launch",
+    "ranks/test_closed_form",
+)
+"""Files of a minute and a half or more (26 November 2026, `--durations 0`), longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: processes without work steal from the end of another's queue, so the long ones must not be
+    there. A file's tests stay together, for what they share."""
+    order = {f"tests/{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.split("::")[0], len(order)))
+
 
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
