@@ -164,9 +164,9 @@ explain() {
   case "$1" in
     0 | 2 | 3 | 4) ;;  # the program has said it
     71) say "exit code 71: the processes waited for each other; each one's last words are above" ;;
-    74) say "exit code 74: a process or its node is gone; what it said itself is above. The same command goes on" ;;
-    75) say "exit code 75: stopped and saved; the same command goes on" ;;
-    137) say "exit code 137: killed (-9), by hand or by the batch system; the same command goes on from the last checkpoint" ;;
+    74) say "exit code 74: a process or its node is gone; what it said itself is above. Run the same command again to resume" ;;
+    75) say "exit code 75: stopped and saved; run the same command again to resume" ;;
+    137) say "exit code 137: killed (-9), by hand or by the batch system; run the same command again to resume from the last checkpoint" ;;
     *) say "exit code $1" ;;
   esac
 }

@@ -5,7 +5,7 @@
 #
 #   --strategy NAME, --processes N, --cpu, --dry-run   as launch/lib.sh says
 #
-# The same command goes on from the last checkpoint in RUN.
+# The same command resumes from the last checkpoint in RUN.
 set -euo pipefail
 # shellcheck source=SCRIPTDIR/lib.sh
 . "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/lib.sh"

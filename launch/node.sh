@@ -11,7 +11,7 @@
 #   train                 or profile, doctor, evaluate; then settings of that verb. --output_dir must be the same, and
 #                         seen by all nodes
 #
-# SIGTERM or SIGUSR1: the run saves itself at the next step and ends with exit code 75; the same command goes on.
+# SIGTERM or SIGUSR1: the run saves itself at the next step and ends with exit code 75; the same command resumes it.
 set -euo pipefail
 # shellcheck source=SCRIPTDIR/lib.sh
 . "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/lib.sh"

@@ -8,7 +8,7 @@
 #   --cpu          train on processors, planned for the T4 all the same
 #   --dry-run      plan, and print what would be run
 #
-# The same command goes on from the last checkpoint in RUN (default: runs/t4).
+# The same command resumes from the last checkpoint in RUN (default: runs/t4).
 set -euo pipefail
 # shellcheck source=SCRIPTDIR/lib.sh
 . "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/lib.sh"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pal_dist.commands.help import ANSWER_OPTIONS, ANSWER_SETTINGS, COMPARE_OPTIONS, PLAN_OPTIONS, page
-from pal_dist.config.resolve import from_command_line
+from pal_dist.commands.help import ANSWER_OPTIONS, COMPARE_OPTIONS, PLAN_OPTIONS, page
+from pal_dist.config.resolve import from_command_line, names_where
 from pal_dist.core.console import table
 from pal_dist.core.errors import DoesNotFitError, RankLostError, StoppedError, UserError
 from pal_dist.core.exit_codes import exit_code_for_launcher
@@ -27,7 +27,7 @@ def default_cache() -> Path:
 def train(**flags: str) -> None:
     """Train a model on several tasks at once. Writes the model, its scores and its logs into --output_dir."""
     run, origins = from_command_line(flags)
-    from pal_dist.training.setup import train as start
+    from pal_dist.commands.train import train as start
 
     start(run, origins, cache_dir=default_cache())
 
@@ -63,9 +63,9 @@ def doctor(**flags: str) -> None:
     """Will runs work here? Versions, devices, memory, disks, network, two steps of training. Exit code 1: no."""
     as_json = flags.pop("json", "false").lower() == "true"
     run, _ = from_command_line(flags)
-    from pal_dist.commands.doctor import examine
+    from pal_dist.commands.doctor import diagnose
 
-    found = examine(run, cache_dir=default_cache(), rank=int(os.environ.get("RANK", "0")))
+    found = diagnose(run, cache_dir=default_cache(), rank=int(os.environ.get("RANK", "0")))
     if found.is_main:
         print(found.json() if as_json else found.text())
     leave(found.exit_code)
@@ -78,7 +78,7 @@ def profile(**flags: str) -> None:
     if forced is not None and not forced.isdigit():
         raise UserError(f"--force_tokens takes a whole number; found {forced!r}")
     run, origins = from_command_line(flags)
-    from pal_dist.commands.memory_check import profile as start
+    from pal_dist.commands.memory_check import check_memory as start
 
     found = start(run, origins, cache_dir=default_cache(), force_tokens=int(forced) if forced else None)
     for path in found.files:
@@ -119,7 +119,7 @@ def evaluate(run: str | None = None, **flags: str) -> None:
     scores = score_split(opened, chosen, split)
     rows = [[name, metric, f"{value:.4f}"] for name, entry in scores.items() for metric, value in entry.items()]
     if opened.engine.is_main:
-        if opened.sources.synthetic:
+        if opened.paths.synthetic:
             print("SYNTHETIC text: these scores say nothing about real data", file=sys.stderr)
         print(table(["task", "metric", split], rows), file=sys.stderr)
         print(json.dumps({split: scores}))
@@ -155,9 +155,9 @@ def _open(path: str | None, flags: dict[str, str]) -> tuple[Any, list[str] | Non
     if len(given) > 1:
         raise UserError(f"name one run or model folder, found {', '.join(given)}")
     chosen = flags.pop("tasks").split(",") if "tasks" in flags else None
-    _only(flags, {*ANSWER_SETTINGS, *ANSWER_OPTIONS})
+    _only(flags, {*names_where(for_saved_model=True), *ANSWER_OPTIONS})
     from pal_dist.monitoring.status import newest_model
-    from pal_dist.training.setup import open_model
+    from pal_dist.training.saved_model import open_model
 
     folder = Path(given[0]) if given else newest_model(Path("runs"))
 
@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("\npal-dist: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\npal-dist: interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
         leave(130)
 
 

@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from pal_dist.config.resolve import describe, format_value, settings
-
-ANSWER_SETTINGS = (
-    "data_dir",
-    "cache_dir",
-    "max_length",
-    "max_characters",
-    "bad_rows",
-    "precision",
-    "tokens_per_micro_batch",
-)
-"""Settings of a run that may be given anew when its model is asked."""
+from pal_dist.config.resolve import describe, format_value, names_where, settings
 
 ANSWER_OPTIONS = {
     "run": "Folder of a run, also as the first word; without any, the newest under ./runs.",
@@ -112,5 +101,7 @@ def page(verb: str | None, about: dict[str, str]) -> str:
             lines += textwrap.wrap(setting.help, 100, initial_indent="      ", subsequent_indent="      ")
     if verb in ("evaluate", "predict"):
         lines += ["", *(f"  --{name}\n      {text}" for name, text in ANSWER_OPTIONS.items())]
-        lines.append(f"  --{', --'.join(ANSWER_SETTINGS)}\n      As for train; by default those of the run.")
+        lines.append(
+            f"  --{', --'.join(names_where(for_saved_model=True))}\n      As for train; by default those of the run."
+        )
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from pal_dist.core.errors import UserError
 from pal_dist.core.units import GIBIBYTE
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.token_cache import load_tokenizer
+from pal_dist.distributed.compatibility import check_compatible
 from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.strategy import read_strategy
 from pal_dist.memory.devices import Device, device_at_hand, find_device
@@ -35,8 +36,7 @@ from pal_dist.memory.search import Machine, Plan, SearchSpace, alternatives, can
 from pal_dist.models.multi_task import check_model_options, model_config
 from pal_dist.models.pretrained import KNOWN_ENCODERS, encoder_config
 from pal_dist.tasks.registry import resolve_tasks
-from pal_dist.training.inputs import load_corpora, locate
-from pal_dist.training.setup import check_compatible
+from pal_dist.training.inputs import load_corpora, locate_inputs
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def ask(run: RunConfig, origins: dict[str, str], options: dict[str, str], *, cac
     tasks = resolve_tasks(run.data.tasks)
     # The uncased BERTs share MiniLM's vocabulary, so lengths need no download.
     known = run.model.model in KNOWN_ENCODERS and "uncased" in run.model.model
-    sources = locate(replace(run, model=replace(run.model, model="minilm")) if known else run, cache_dir)
+    sources = locate_inputs(replace(run, model=replace(run.model, model="minilm")) if known else run, cache_dir)
     tokenizer = load_tokenizer(sources.model_dir)
     corpora = load_corpora(run, tasks, "train", sources, tokenizer)
     return answer(question, lengths=[corpus.lengths for corpus in corpora.values()])

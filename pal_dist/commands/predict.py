@@ -16,7 +16,7 @@ from pal_dist.data.token_cache import Corpus, batch_of_texts
 from pal_dist.tasks.registry import Task
 from pal_dist.training.evaluate import course_lines, json_records, predict
 from pal_dist.training.inputs import load_corpora
-from pal_dist.training.setup import SavedModel
+from pal_dist.training.saved_model import SavedModel
 
 
 def _chosen(opened: SavedModel, names: list[str] | None) -> tuple[Task, ...]:
@@ -60,14 +60,14 @@ def answer(opened: SavedModel, name: str, text: str, text_b: str | None) -> dict
     for one in (text, text_b):
         if one is not None and not one.strip():
             raise UserError("--text is empty: nothing to predict from")
-        if one is not None and len(one) > opened.run.data.max_characters:
+        if one is not None and len(one) > opened.config.data.max_characters:
             raise UserError(
-                f"the text has {len(one):,} characters, more than --max_characters {opened.run.data.max_characters:,}; "
-                f"only its first {opened.run.data.max_length} word pieces would be read"
+                f"the text has {len(one):,} characters, more than --max_characters {opened.config.data.max_characters:,}; "
+                f"only its first {opened.config.data.max_length} word pieces would be read"
             )
     opened.model.eval()
     texts: list[tuple[str, str | None]] = [(text.strip(), text_b.strip() if text_b else None)]
-    batch = batch_of_texts(name, texts, opened.tokenizer, max_length=opened.run.data.max_length)
+    batch = batch_of_texts(name, texts, opened.tokenizer, max_length=opened.config.data.max_length)
     logits = opened.engine.forward(opened.engine.to_device(batch)).cpu()
     value = task.objective.predict(logits.numpy())[0].item()
     found: dict[str, Any] = {"task": name, "prediction": task.objective.format_prediction(value)}
@@ -84,7 +84,7 @@ def _predict(opened: SavedModel, task: Task, corpus: Any) -> Any:
         opened.engine,
         task,
         corpus,
-        budget=opened.run.memory.tokens_per_micro_batch or UNPLANNED_TOKENS,
+        budget=opened.config.memory.tokens_per_micro_batch or UNPLANNED_TOKENS,
         padding_id=padding_id,
     )
 
@@ -96,13 +96,13 @@ def _corpora(
     here: list[Task] = []
     for task in tasks:
         file = task.file(split)
-        if asked or (file and (opened.sources.data_dir / file).is_file()):
+        if asked or (file and (opened.paths.data_dir / file).is_file()):
             here.append(task)
         elif opened.engine.is_main:
             say(f"warning: {task.name} is left out: " + (f"no file {file}" if file else f"it has no `{split}` file"))
     if not here:
-        raise UserError(f"none of the tasks has a `{split}` file in {opened.sources.data_dir}")
-    corpora = load_corpora(opened.run, tuple(here), split, opened.sources, opened.tokenizer, labelled=labelled)
+        raise UserError(f"none of the tasks has a `{split}` file in {opened.paths.data_dir}")
+    corpora = load_corpora(opened.config, tuple(here), split, opened.paths, opened.tokenizer, labelled=labelled)
     for corpus in corpora.values():
         for line in corpus.report.lines():
             say(f"warning: {line}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pal_dist.config.recipes import flat, read_recipe, read_settings
-from pal_dist.config.schema import RunConfig
+from pal_dist.config.schema import RunConfig, SettingUse
 from pal_dist.core.errors import UserError
 
 
@@ -30,6 +30,7 @@ class Setting:
     kind: Any
     default: Any
     help: str
+    use: SettingUse
 
 
 @cache
@@ -42,9 +43,23 @@ def settings() -> dict[str, Setting]:
         for entry in fields(cls):
             assert entry.name not in found, f"two sections have a field {entry.name}"
             found[entry.name] = Setting(
-                section.name, entry.name, hints[entry.name], entry.default, documents[entry.name]
+                section.name,
+                entry.name,
+                hints[entry.name],
+                entry.default,
+                documents[entry.name],
+                entry.metadata.get("use", SettingUse()),
             )
     return found
+
+
+def names_where(**use: bool) -> tuple[str, ...]:
+    """Settings that are good for all of the named uses (see `SettingUse`), in the order of the config."""
+    return tuple(
+        name
+        for name, setting in settings().items()
+        if all(getattr(setting.use, kind) == wanted for kind, wanted in use.items())
+    )
 
 
 def _field_docstrings(cls: type) -> dict[str, str]:

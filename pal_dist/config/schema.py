@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -13,24 +12,45 @@ UNPLANNED_TOKENS = 4096
 
 
 @dataclass(frozen=True)
+class SettingUse:
+    """What a setting is good for, beside being a run's: the metadata of its field."""
+
+    resumable: bool = False
+    """May differ when a run is resumed: it changes nothing that a step computes."""
+    same_group: bool = False
+    """Runs that differ in it alone are still one group of a comparison."""
+    per_node: bool = False
+    """May differ from node to node, as paths do."""
+    for_saved_model: bool = False
+    """May be given anew when a saved model is evaluated or asked."""
+    makes_corpus: bool = False
+    """Decides, with the file, the task and the tokenizer, which tokens a corpus has."""
+
+
+def setting(default: Any, **use: bool) -> Any:
+    """A field with this default that is good for the named uses (see `SettingUse`)."""
+    return field(default=default, metadata={"use": SettingUse(**use)})
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    data_dir: str = "builtin"
+    data_dir: str = setting("builtin", same_group=True, per_node=True, for_saved_model=True)
     """Folder with the tasks' files; `builtin` writes a small synthetic corpus for sst, para and sts."""
 
     tasks: tuple[str, ...] = ("sst", "para", "sts")
     """Tasks, separated by commas: names that `pal-dist tasks` lists, or paths of task yamls."""
 
-    max_length: int = 128
+    max_length: int = setting(128, for_saved_model=True, makes_corpus=True)
     """Longest sequence in word pieces, special tokens included; longer texts are cut, counted and reported."""
 
-    max_characters: int = 20_000
+    max_characters: int = setting(20_000, for_saved_model=True, makes_corpus=True)
     """Longest text in characters; a longer one is a bad row (most often an unclosed quote that swallowed the file)."""
 
-    bad_rows: Literal["damaged", "skip", "stop"] = "damaged"
+    bad_rows: Literal["damaged", "skip", "stop"] = setting("damaged", for_saved_model=True, makes_corpus=True)
     """What a bad row does. damaged: skip rows with missing fields or empty values, stop at rows that contradict the
     task (label out of range, text too long). skip: skip all of them. stop: stop at the first. Always named, counted."""
 
-    cache_dir: str | None = None
+    cache_dir: str | None = setting(None, resumable=True, same_group=True, per_node=True, for_saved_model=True)
     """Where tokenised corpora are kept; None: `$XDG_CACHE_HOME/pal_dist` or `~/.cache/pal_dist`."""
 
 
@@ -104,17 +124,22 @@ class BalanceConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    memory: Literal["auto", "plan_only", "off"] = "auto"
+    memory: Literal["auto", "plan_only", "off"] = setting("auto", resumable=True)
     """auto: plan before the run, prove the plan with the worst batch of each task, survive the rest. plan_only: plan
     without the proof. off: neither (steps that run out of memory are still run again in smaller micro-batches)."""
 
-    tokens_per_micro_batch: int | None = None
+    tokens_per_micro_batch: int | None = setting(None, resumable=True, for_saved_model=True)
     """Most tokens, padding included, that go through the model at once on one rank. Sets memory, never the gradient.
     None: the most that the plan finds room for; 4096 with `memory: off`."""
 
-    checkpoint_layers: int | None = None
+    checkpoint_layers: int | None = setting(None, resumable=True)
     """Gradient checkpointing: every how many encoder layers one is computed again in backward instead of kept. 1: all,
     2: every other, 0: none. None: as the plan needs it; 0 with `memory: off`. Never changes the gradient."""
+
+    @property
+    def token_budget(self) -> int:
+        """Most tokens of a micro-batch where nobody plans: as asked, else the default."""
+        return self.tokens_per_micro_batch or UNPLANNED_TOKENS
 
 
 @dataclass(frozen=True)
@@ -151,7 +176,7 @@ def default_learning_rate(mode: str, encoder_hidden: int) -> float:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    output_dir: str | None = None
+    output_dir: str | None = setting(None, resumable=True, same_group=True, per_node=True)
     """Folder of the run; None: `runs/NUMBER`, the next free number."""
 
     mode: Literal["finetune", "pretrain"] = "finetune"
@@ -168,41 +193,47 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many optimizer steps, whatever `epochs` says; None: no such limit."""
 
-    strategy: str = "auto"
+    strategy: str = setting("auto", resumable=True)
     """How the model is spread over processes: a name from accelerate_configs (ddp, zero1, zero2, zero3, zero2_offload,
     zero3_offload, fsdp2, ...) or a yaml's path. auto: as the launcher's config says, else every process has all."""
 
-    hang_minutes: float = 30.0
+    hang_minutes: float = setting(30.0, resumable=True, same_group=True)
     """Several processes: minutes without progress after which every one of them ends and says where each one stood."""
 
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = setting("auto", for_saved_model=True)
     """auto: bf16 on GPUs of capability 8.0 and above, fp16 below (a T4 only emulates bf16), fp32 on a CPU."""
 
-    seed: int = 0
+    seed: int = setting(0, same_group=True)
     """Seed of initial weights, dropout, sampling and shuffling."""
 
-    evaluate_every: str = "epoch"
+    evaluate_every: str = setting("epoch", resumable=True)
     """Optimizer steps between evaluations on the dev split, or `epoch`, or `none` (only at the end)."""
 
-    patience: int | None = None
+    patience: int | None = setting(None, resumable=True)
     """Stop after this many evaluations without a better mean; None: never."""
 
-    save_every: str = "evaluation"
+    save_every: str = setting("evaluation", resumable=True, same_group=True)
     """When checkpoints are written: a number of optimizer steps, minutes such as `15m`, or `evaluation`. Each
     evaluation writes one in any case."""
 
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = setting(2, resumable=True, same_group=True)
     """Checkpoints kept, the newest ones. The best model is kept beside them, under `model`."""
 
     keep_best: Literal["mean", "each", "parts"] = "mean"
     """mean: keep the model with the best mean of headline metrics. each: also keep each task's best model. parts
     (pretrain): keep one model in which each task has its adapter and head as they were at that task's own best."""
 
-    log_every: int = 10
+    log_every: int = setting(10, resumable=True, same_group=True)
     """Optimizer steps between log entries."""
 
-    resume: Literal["auto", "no"] = "auto"
-    """auto: go on from the last checkpoint in `output_dir`, if it is of the same run. no: `output_dir` must be new."""
+    resume: Literal["auto", "no"] = setting("auto", resumable=True, same_group=True)
+    """auto: resume from the last checkpoint in `output_dir`, if it is of the same run. no: `output_dir` must be new."""
+
+    def steps_between_evaluations(self, steps_per_epoch: int) -> int:
+        """`evaluate_every` in optimizer steps; 0: there is no evaluation but the last."""
+        if self.evaluate_every == "epoch":
+            return steps_per_epoch
+        return 0 if self.evaluate_every == "none" else int(self.evaluate_every)
 
 
 @dataclass(frozen=True)
@@ -218,80 +249,11 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        problems = list(_problems(self))
+        from pal_dist.config.checks import problems_of  # which knows this class
+
+        problems = list(problems_of(self))
         if problems:
             raise UserError("\n".join(problems))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return asdict(self)
-
-
-def _problems(run: RunConfig) -> Iterator[str]:
-    """Every rule that the values break, each with its cure."""
-    data, model, batch, optimizer, train = run.data, run.model, run.batch, run.optimizer, run.train
-    tokens = run.memory.tokens_per_micro_batch
-    positive = {
-        "max_length": data.max_length - 2, "max_characters": data.max_characters, "batch_size": batch.batch_size,
-        "adapter_heads": model.adapter_heads, "adapter_bottleneck": model.adapter_bottleneck, "epochs": train.epochs,
-        "window_batches": batch.window_batches, "log_every": train.log_every,
-        "keep_checkpoints": train.keep_checkpoints,
-    }  # fmt: skip
-    for name, value in positive.items():
-        if value < 1:
-            yield f"--{name} is too small: it must be at least {3 if name == 'max_length' else 1}"
-    for name, maybe in {
-        "max_steps": train.max_steps,
-        "patience": train.patience,
-        "adapter_hidden": model.adapter_hidden,
-        "steps_per_epoch": batch.steps_per_epoch,
-    }.items():
-        if maybe is not None and maybe < 1:
-            yield f"--{name} must be at least 1, or none; found {maybe}"
-    if run.balance.conflict != "none":
-        together = {
-            "--step_tasks one serves one task a step: use --step_tasks all": batch.step_tasks == "one",
-            "--mode pretrain trains no parameter that tasks share: use --mode finetune": train.mode == "pretrain",
-            f"--tasks names {len(data.tasks)}: name two at least": len(data.tasks) < 2,
-        }
-        for reason, broken in together.items():
-            if broken:
-                yield f"--conflict {run.balance.conflict} needs several tasks' gradients of one encoder, but {reason}"
-    if not data.tasks:
-        yield "--tasks is empty: name at least one task (`pal-dist tasks` lists them)"
-    for name, share in {"dropout": model.dropout, "head_dropout": model.head_dropout}.items():
-        if share is not None and not 0 <= share < 1:
-            yield f"--{name} is a probability, from 0 up to but not including 1; found {share}"
-    if not 0 <= optimizer.warmup <= 1:
-        yield f"--warmup is a share of all steps, from 0 to 1; found {optimizer.warmup}"
-    if optimizer.learning_rate is not None and not optimizer.learning_rate > 0:
-        yield f"--learning_rate must be above 0; found {optimizer.learning_rate}"
-    for name, amount in {
-        "weight_decay": optimizer.weight_decay,
-        "max_gradient_norm": optimizer.max_gradient_norm,
-        "head_layers": model.head_layers,
-        "seed": train.seed,
-    }.items():
-        if not amount >= 0:
-            yield f"--{name} must not be negative; found {amount}"
-    if tokens is not None and tokens < data.max_length:
-        yield (
-            f"--tokens_per_micro_batch {tokens} cannot hold one sequence of --max_length {data.max_length}: raise the "
-            f"first or lower the second"
-        )
-    if run.memory.checkpoint_layers is not None and run.memory.checkpoint_layers < 0:
-        yield f"--checkpoint_layers is 0 (none), 1 (all) or more; found {run.memory.checkpoint_layers}"
-    every = train.evaluate_every
-    if every not in ("epoch", "none") and not (every.isdigit() and int(every) > 0):
-        yield f"--evaluate_every takes a number of steps, `epoch` or `none`; found {every!r}"
-    saves = train.save_every.removesuffix("m")
-    if train.save_every != "evaluation" and not (saves.isdigit() and int(saves) > 0):
-        yield f"--save_every takes a number of steps, minutes (15m), or `evaluation`; found {train.save_every!r}"
-    if train.keep_best == "parts" and train.mode != "pretrain":
-        yield (
-            "--keep_best parts needs --mode pretrain: where the encoder is trained, parts of different steps do not "
-            "belong together; use --keep_best each"
-        )
-    if not train.hang_minutes > 0:
-        yield f"--hang_minutes must be above 0; found {train.hang_minutes}"
-    if train.patience is not None and every == "none":
-        yield "--patience counts evaluations, and --evaluate_every none makes none: drop one of them"

@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 class StoppedError(UserError):
-    """The run was asked to stop and has saved itself; the same command goes on (exit code 75, "call me again")."""
+    """The run was asked to stop and has saved itself; the same command resumes it (exit code 75, "call me again")."""
 
     exit_code = 75
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pal_dist.core.units import ceil_div
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -37,7 +39,7 @@ class Sampling:
     @property
     def steps_per_epoch(self) -> int:
         """Steps that serve as many examples as the training files hold together, unless their number is given."""
-        return self.epoch_steps or -(-sum(self.sizes) // self.examples_per_step)
+        return self.epoch_steps or ceil_div(sum(self.sizes), self.examples_per_step)
 
     def alpha(self, step: int) -> float:
         """Exponent on the number of examples at a step (counted from 0)."""
@@ -63,6 +65,19 @@ class Sampling:
         if self.kind == "random":
             return 1 + np.random.default_rng([self.seed, step]).multinomial(spare, self.chances(step))
         return _apportion(self.examples_per_step, self.chances(step))
+
+    @property
+    def most_rows_per_task(self) -> int:
+        """The most examples of one task that any step of the run can serve, over all ranks."""
+        tasks = len(self.sizes)
+        if self.step_tasks == "one":
+            largest = np.full(tasks, self.batch_size)
+        elif self.kind == "random":  # every task has one for certain, and one of them may be drawn each time
+            largest = np.full(tasks, self.examples_per_step - (tasks - 1))
+        else:  # the same throughout an epoch
+            epochs = self.epochs if self.kind == "annealed" else 1
+            largest = np.max([self.counts(epoch * self.steps_per_epoch) for epoch in range(epochs)], axis=0)
+        return int(np.minimum(largest, self.sizes).max())  # a step never reaches over the end of a pass
 
     def describe_epoch(self, names: tuple[str, ...]) -> str:
         """One sentence that says what an epoch is here."""

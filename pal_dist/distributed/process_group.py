@@ -172,7 +172,7 @@ class ProcessGroup:
                 time.sleep(6 * TICK_SECONDS)
             raise RankLostError(
                 f"rank {self.rank}: another rank is gone ({_short(error)}); its own output says why. The last "
-                f"checkpoint is whole, and the same command goes on from it"
+                f"checkpoint is whole: run the same command again to resume"
             ) from None
 
     def abort(self, code: int, words: str) -> None:

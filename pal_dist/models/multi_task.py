@@ -15,7 +15,7 @@ from transformers import BertConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging as transformers_logging
 
-from pal_dist.config.schema import ModelConfig
+from pal_dist.config.schema import ModelConfig, TrainConfig
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.data.token_cache import Batch
@@ -145,6 +145,11 @@ class MultiTaskBert(PreTrainedModel):
     def checkpoint_layers(self, every: int) -> None:
         self.bert.checkpoint_layers = every
 
+    @property
+    def padding_id(self) -> int:
+        """The token id that fills rows up to one length."""
+        return self.config.pad_token_id or 0
+
     def task_parts(self) -> dict[str, nn.ModuleList]:
         """What belongs to one task alone: its adapter and its head."""
         return {name: nn.ModuleList([self.adapters[name], self.heads[name]]) for name in self.heads}
@@ -180,6 +185,11 @@ class MultiTaskBert(PreTrainedModel):
         for name, parts in self.task_parts().items():
             counts[name] = sum(parameter.numel() for parameter in parts.parameters())
         return counts
+
+
+def serves_cached_features(options: TrainConfig, model: MultiTaskBert) -> bool:
+    """Whether a run computes once what its heads read, so that its steps are without the encoder."""
+    return options.features == "auto" and model.trains_heads_only
 
 
 def task_values(values: Mapping[str, Tensor], task: str) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pal_dist.core.atomic_io import explain_full_disk, write_text
 from pal_dist.core.console import duration, say
+from pal_dist.monitoring import run_files
 from pal_dist.monitoring.status_file import StatusFile
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class Report:
 
     def progress(self, step: int, total: int, entry: Mapping[str, Any]) -> None: ...
 
-    def evaluation(self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float) -> None: ...
+    def evaluation(
+        self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float, *, headline: Mapping[str, str]
+    ) -> None: ...
 
     def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None: ...
 
@@ -52,18 +55,18 @@ class RunReport(Report):
     """Writes into the run's folder and to the terminal."""
 
     def __init__(self, folder: Path, *, step: int, total_steps: int, job: Mapping[str, str]):
-        """`step`: where the run goes on from; what was logged after it is dropped, for it will be logged again."""
+        """`step`: where the run is resumed; what was logged after it is dropped, for it will be logged again."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.status_file = StatusFile(folder, step, total_steps, job)
 
-        self.writer: SummaryWriter = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-        self.metrics_file = folder / "metrics.jsonl"
+        self.writer: SummaryWriter = SummaryWriter(
+            str(folder / run_files.TENSORBOARD), purge_step=step + 1 if step else None
+        )
+        self.metrics_file = folder / run_files.METRICS
         if self.metrics_file.is_file():
-            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-            # A line that a crash cut short has no end; every whole one has its step.
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            write_text(self.metrics_file, "".join(kept))
+            entries = [entry for entry in run_files.read_metrics(folder) if entry["step"] <= step]
+            write_text(self.metrics_file, "".join(json.dumps(entry) + "\n" for entry in entries))
         self.confusions: dict[str, list[list[int]]] = {}  # of the evaluation that is going on
         self.terminal = sys.stderr.isatty()
         self.shown = 0.0
@@ -94,16 +97,19 @@ class RunReport(Report):
             say(_progress_text(step, total, entry))
             self.shown = now
 
-    def evaluation(self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float) -> None:
-        self._record({"step": step, "dev": metrics, "dev_mean": mean, "confusion": self.confusions})
+    def evaluation(
+        self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float, *, headline: Mapping[str, str]
+    ) -> None:
+        """`headline` names the metric by which each task is judged."""
+        entry = {"step": step, "dev": metrics, "headline": headline, "dev_mean": mean, "confusion": self.confusions}
+        self._record(entry)
         self.confusions = {}
         for task, values in metrics.items():
             for name, value in values.items():
                 self.writer.add_scalar(f"dev_{name}/{task}", value, step)
         self.writer.add_scalar("dev_mean", mean, step)
-        shown = "  ".join(f"{task} {name} {value:.4f}" for task, values in metrics.items()
-                          for name, value in list(values.items())[:1])  # fmt: skip
-        self.lines(f"step {step}: dev mean {mean:.4f}   {shown}")
+        scores = "  ".join(f"{task} {name} {metrics[task][name]:.4f}" for task, name in headline.items())
+        self.lines(f"step {step}: dev mean {mean:.4f}   {scores}")
 
     def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None:
         self.confusions[task] = counts.tolist()
@@ -150,7 +156,7 @@ def _progress_text(step: int, total: int, entry: Mapping[str, Any]) -> str:
     return (
         f"step {step}/{total}  loss {losses}  {entry['examples_per_second']:.1f} examples/s  "
         f"{entry['tokens_per_second']:,.0f} tokens/s  useful {entry['useful_token_share']:.1%}  "
-        f"memory {entry['memory_gigabytes']:.2f} GB  left {duration(entry['seconds_left'])}"
+        f"memory {entry['memory_gib']:.2f} GiB  left {duration(entry['seconds_left'])}"
     )
 
 

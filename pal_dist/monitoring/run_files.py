@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pal_dist.core.units import GIBIBYTE
+
 CONFIG = "config.json"
 """Every setting with its origin, and the hashes of the data."""
 STATUS = "status.json"
@@ -31,7 +33,8 @@ STOP = "stop"
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
     """The entries of a run's `metrics.jsonl`, oldest first; none where there is no such file.
 
-    A last line that is being written just now, or that a crash cut short, is passed over.
+    A last line that is being written just now, or that a crash cut short, is passed over. Entries that version 0.1.0
+    wrote come out as today's.
     """
     path = folder / METRICS
     if not path.is_file():
@@ -43,4 +46,18 @@ def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 continue
             if isinstance(entry, dict) and line.endswith("\n"):
-                yield entry
+                yield _as_today(entry)
+
+
+def _as_today(entry: dict[str, Any]) -> dict[str, Any]:
+    """Version 0.1.0 gave memory in 1e9 bytes, and did not name the headline metrics: they came first."""
+    if "memory_gigabytes" in entry:
+        entry["memory_gib"] = entry.pop("memory_gigabytes") * 1e9 / GIBIBYTE
+    if entry.get("dev") and "headline" not in entry:
+        entry["headline"] = first_metrics(entry["dev"])
+    return entry
+
+
+def first_metrics(dev: dict[str, dict[str, float]]) -> dict[str, str]:
+    """The headline metric of each task in a file of version 0.1.0: the first."""
+    return {task: next(iter(values)) for task, values in dev.items() if values}

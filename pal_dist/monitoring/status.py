@@ -13,7 +13,10 @@ import psutil
 
 from pal_dist.core.console import duration, say, table
 from pal_dist.core.errors import UserError
-from pal_dist.monitoring.status_file import FILE, Entry, read_status
+from pal_dist.monitoring import run_files
+from pal_dist.monitoring.status_file import Entry, read_status
+
+RESUME = "run the same command again to resume"
 
 ENDED = ("finished", "stopped", "failed")
 
@@ -52,13 +55,14 @@ class Status:
                     "rate",
                     f"{logged['examples_per_second']:,.1f} examples/s, {logged['tokens_per_second']:,.0f} tokens/s",
                 ],
-                ["memory", f"{logged['memory_gigabytes']:.2f} GB"],
+                ["memory", f"{logged['memory_gib']:.2f} GiB"],
             ]
             if self.verdict not in ENDED:
                 rows.append(["left", f"{duration(logged['seconds_left'])} of training"])
         if self.dev:
-            scores = "  ".join(f"{task} {name} {value:.4f}" for task, values in self.dev["dev"].items()
-                               for name, value in list(values.items())[:1])  # fmt: skip
+            scores = "  ".join(
+                f"{task} {name} {self.dev['dev'][task][name]:.4f}" for task, name in self.dev["headline"].items()
+            )
             rows.append(["dev", f"{scores}  (mean {self.dev['dev_mean']:.4f}, step {self.dev['step']:,})"])
         rows.append(["starts", f"{entry.starts}, the first {_ago(entry.first_started)}"])
         if entry.job:
@@ -75,10 +79,10 @@ class Status:
         seen = _ago(self.entry.updated)
         if self.verdict == "gone":
             doing = self.entry.state
-            return f"gone: its process ended without a word while {doing}, last seen {seen}; the same command goes on"
+            return f"gone: its process ended without a word while {doing}, last seen {seen}; {RESUME}"
         if self.verdict == "silent":
             return f"silent: last seen {self.entry.state} {seen}; killed, or hung"
-        cure = {"stopped": "; the same command goes on", "failed": "; what it said is below"}.get(self.verdict, "")
+        cure = {"stopped": f"; {RESUME}", "failed": "; what it said is below"}.get(self.verdict, "")
         return f"{self.verdict}, {seen}{cure}"
 
 
@@ -92,8 +96,10 @@ def status_of(folder: Path) -> Status:
     if entry is None:
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder")
-        raise UserError(f"{folder}: expected a run's folder, found none ({FILE} is missing or not readable)")
-    logged, dev, steps = _read_metrics(folder / "metrics.jsonl")
+        raise UserError(
+            f"{folder}: expected a run's folder, found none ({run_files.STATUS} is missing or not readable)"
+        )
+    logged, dev, steps = _newest_entries(folder)
     pause = steps * logged["seconds_left"] / max(1, entry.total_steps - logged["step"]) if logged else 0.0
     return Status(folder, entry, _verdict(entry, pause), time.time() - entry.updated, logged, dev)
 
@@ -111,27 +117,22 @@ def _verdict(entry: Entry, pause: float) -> str:
     return "silent" if time.time() - entry.updated > max(SILENT_SECONDS, 10 * pause) else entry.state
 
 
-def _read_metrics(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+def _newest_entries(folder: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     """(newest training entry, newest evaluation, steps between the last two training entries)."""
     logged: dict[str, Any] = {}
     dev: dict[str, Any] = {}
     steps = 0
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the line that is being written just now
-                continue
-            if "dev" in entry:
-                dev = entry
-            else:
-                steps, logged = entry["step"] - logged.get("step", 0), entry
+    for entry in run_files.read_metrics(folder):
+        if "dev" in entry:
+            dev = entry
+        else:
+            steps, logged = entry["step"] - logged.get("step", 0), entry
     return logged, dev, steps
 
 
 def runs_below(folder: Path) -> list[Status]:
     """The runs in a folder, newest first. Raises UserError where there is none."""
-    found = sorted(folder.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = sorted(folder.glob(f"*/{run_files.STATUS}"), key=lambda path: path.stat().st_mtime, reverse=True)
     runs = [status_of(path.parent) for path in found if read_status(path.parent) is not None]
     if not runs:
         raise UserError(f"{folder}: neither a run's folder nor a folder of runs")
@@ -146,11 +147,11 @@ def runs_table(runs: list[Status]) -> str:
             run.folder.name, run.verdict, f"{entry.step:,}/{entry.total_steps:,}",
             f"{run.dev['dev_mean']:.4f}" if run.dev else "",
             f"{logged['examples_per_second']:.1f}" if logged else "",
-            f"{logged['memory_gigabytes']:.2f}" if logged else "",
+            f"{logged['memory_gib']:.2f}" if logged else "",
             duration(logged["seconds_left"]) if logged and run.verdict not in ENDED else "", str(entry.starts),
             (entry.error.split("\n")[0][:60]),
         ])  # fmt: skip
-    header = ["run", "state", "step", "dev mean", "examples/s", "GB", "left", "starts", "said"]
+    header = ["run", "state", "step", "dev mean", "examples/s", "GiB", "left", "starts", "said"]
     return table(header, rows)
 
 

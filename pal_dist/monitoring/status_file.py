@@ -15,8 +15,7 @@ import psutil
 
 from pal_dist.core.atomic_io import write_json
 from pal_dist.core.errors import StoppedError, UserError
-
-FILE = "status.json"
+from pal_dist.monitoring import run_files
 
 LEAST_SECONDS = 2.0
 """Between two entries that say the same of another step: a shared file system need not hear every one."""
@@ -27,7 +26,8 @@ class Entry:
     """One run at one moment, as rank 0 wrote it."""
 
     state: str
-    """starting, training, evaluating, saving; or how it ended: finished, stopped (the same command goes on), failed."""
+    """starting, training, evaluating, saving; or how it ended: finished, stopped (the same command resumes it) or
+    failed."""
     step: int
     total_steps: int
     starts: int
@@ -47,7 +47,7 @@ class Entry:
 def read_status(folder: Path) -> Entry | None:
     """The newest entry; None where no run has begun, or a later version has written something else."""
     try:
-        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        values = json.loads((folder / run_files.STATUS).read_text(encoding="utf-8"))
         return Entry(**{each.name: values[each.name] for each in fields(Entry)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -64,7 +64,7 @@ class StatusFile:
             before.first_started if before else now, now, socket.gethostname(), os.getpid(), process.create_time(),
             dict(job),
         )  # fmt: skip
-        write_json(folder / FILE, asdict(self.entry))
+        write_json(folder / run_files.STATUS, asdict(self.entry))
 
     def write(self, state: str, step: int, *, error: str = "", exit_code: int = 0) -> None:
         before, now = self.entry, time.time()
@@ -72,7 +72,7 @@ class StatusFile:
             return
         changed = {"state": state, "step": step, "updated": now, "error": error, "exit_code": exit_code}
         self.entry = Entry(**{**asdict(before), **changed})
-        write_json(self.folder / FILE, asdict(self.entry))
+        write_json(self.folder / run_files.STATUS, asdict(self.entry))
 
     def ended(self, error: BaseException) -> None:
         """The run ends by this."""

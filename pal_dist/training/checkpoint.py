@@ -2,7 +2,8 @@
 
 A checkpoint holds trained parameters (the others come from the encoder that the run's config names), the optimizer's
 state of each and the run's state. Neither data order nor dropout needs any: both are functions of (seed, step). Every
-value is whole, whatever strategy it comes from, so a run goes on with another number of ranks or another strategy.
+value is whole, whatever strategy it comes from, so a run can be resumed with another number of ranks or another
+strategy.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""A run made to fit: its plan taken, proved with the worst batches, corrected by what was seen, and written down."""
+"""A run made to fit: its plan applied, proved with the worst batches, corrected by what was seen, and written down."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
 
-from pal_dist.config.schema import UNPLANNED_TOKENS, RunConfig
+from pal_dist.config.schema import RunConfig
 from pal_dist.core.atomic_io import write_json
 from pal_dist.core.units import gib
-from pal_dist.data.batching import MICRO_BATCH_COST, MicroBatch, Schedule
+from pal_dist.data.batching import MICRO_BATCH_COST, Schedule
 from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.strategy import packaged_name
 from pal_dist.memory.closed_form import optimizer_bytes
@@ -16,43 +15,46 @@ from pal_dist.memory.devices import device_at_hand
 from pal_dist.memory.planner import PlannedRun, as_record, plan_run
 from pal_dist.memory.search import largest_that_fits
 from pal_dist.models.multi_task import MultiTaskBert
+from pal_dist.monitoring import run_files
+from pal_dist.training.run import Run
 from pal_dist.training.run_state import RunState
-from pal_dist.training.trainer import Trainer
-from pal_dist.training.worst_batch import ProofResult, probe
+from pal_dist.training.worst_batch import ProofResult, run_worst_batches
 
-TIGHT = 0.5
+PROVE_FROM = 0.5
 """Share of a CPU's free memory from which a plan is proved; a GPU's always is, for it takes no time."""
 
 
-def plan_memory(run: RunConfig, model: MultiTaskBert, engine: Engine, schedule: Schedule) -> PlannedRun | None:
+def plan_memory(config: RunConfig, model: MultiTaskBert, engine: Engine, schedule: Schedule) -> PlannedRun | None:
     """The plan for the device at hand; None with `--memory off`. Raises DoesNotFitError on every rank."""
-    if run.memory.memory == "off":
+    if config.memory.memory == "off":
         return None
     devices = engine.gather(device_at_hand(engine.hardware()))
-    least = min(devices, key=lambda device: device.usable)  # every rank runs the plan of the smallest
+    smallest = min(devices, key=lambda device: device.usable)  # every rank runs the plan of the smallest
     return plan_run(
-        run, model.config, least, strategy=packaged_name(engine.strategy), precision=engine.precision.name,
-        ranks=engine.ranks, multiple=engine.multiple, sampling=schedule.sampling, lengths=schedule.lengths,
-    )  # fmt: skip
+        config,
+        model.config,
+        smallest,
+        strategy=packaged_name(engine.strategy),
+        precision=engine.precision.name,
+        ranks=engine.ranks,
+        multiple=engine.multiple,
+        sampling=schedule.sampling,
+        lengths=schedule.lengths,
+    )
 
 
-def device_label(engine: Engine) -> str:
-    """What a token budget is good for: the kind of device and the number of ranks."""
-    return f"{engine.ranks} x {engine.hardware().name}"
-
-
-def apply_plan(state: RunState, run: RunConfig, planned: PlannedRun | None, engine: Engine) -> None:
+def apply_plan(state: RunState, config: RunConfig, planned: PlannedRun | None, engine: Engine) -> None:
     """Set how the run cuts its steps: as asked, else as before on the same devices, else as planned."""
-    place = device_label(engine)
-    if state.planned_for != place:
-        state.tokens_per_micro_batch = planned.plan.tokens if planned else UNPLANNED_TOKENS
+    devices = f"{engine.ranks} x {engine.hardware().name}"
+    if state.planned_for != devices:
+        state.tokens_per_micro_batch = planned.plan.tokens if planned else config.memory.token_budget
         state.checkpoint_layers = planned.plan.options.checkpoint_layers if planned else 0
         state.micro_batch_cost = planned.plan.micro_batch_cost if planned else MICRO_BATCH_COST
-        state.planned_for = place
-    if run.memory.tokens_per_micro_batch is not None:
-        state.tokens_per_micro_batch = run.memory.tokens_per_micro_batch
-    if run.memory.checkpoint_layers is not None:
-        state.checkpoint_layers = run.memory.checkpoint_layers
+        state.planned_for = devices
+    if config.memory.tokens_per_micro_batch is not None:
+        state.tokens_per_micro_batch = config.memory.tokens_per_micro_batch
+    if config.memory.checkpoint_layers is not None:
+        state.checkpoint_layers = config.memory.checkpoint_layers
 
 
 def use_one_micro_batch_per_task(state: RunState, engine: Engine, schedule: Schedule) -> None:
@@ -62,57 +64,57 @@ def use_one_micro_batch_per_task(state: RunState, engine: Engine, schedule: Sche
     state.micro_batch_cost = max(MICRO_BATCH_COST, state.tokens_per_micro_batch)  # cutting saves no padding
 
 
-def prove(trainer: Trainer, planned: PlannedRun | None) -> list[str]:
-    """Run the worst batches where memory is tight, write plan and evidence beside the run; what to tell the person."""
-    run, engine, state = trainer.run, trainer.engine, trainer.state
-    if planned is None:
-        return [f"memory: not planned (--memory off); micro-batches of at most {state.tokens_per_micro_batch:,} tokens"]
-    plan, device, evidence = planned.plan, planned.plan.machine.device, None
-    tight = not device.is_cpu or plan.needed > TIGHT * device.usable
-    if run.memory.memory == "auto" and tight:
-        evidence = _probe(trainer, planned)
-        seen = max(engine.gather(evidence.allocated))
-        changed = largest_that_fits(replace(plan, correction=seen / plan.estimate.peak)).tokens
-        free = run.memory.tokens_per_micro_batch is None and state.step == 0 and not device.is_cpu
-        if free and changed != plan.tokens and state.tokens_per_micro_batch == plan.tokens:
-            state.tokens_per_micro_batch = changed
-            evidence = _probe(trainer, planned)
-    if engine.is_main:
-        record: dict[str, Any] = {"plan": as_record(planned), "tokens_per_micro_batch": state.tokens_per_micro_batch}
-        record |= {"checkpoint_layers": state.checkpoint_layers, "evidence": asdict(evidence) if evidence else None}
-        write_json(trainer.folder / "memory.json", record)
-    return _lines(trainer, planned, evidence)
+def prove_plan(run: Run) -> list[str]:
+    """Run the worst batches where memory is tight, write plan and proof beside the run; the lines for the person."""
+    if run.plan is None:
+        return [f"memory: not planned (--memory off); {_limit(run.state)}"]
+    plan, memory = run.plan.plan, run.config.memory
+    device, proof = plan.machine.device, None
+    tight = not device.is_cpu or plan.needed > PROVE_FROM * device.usable
+    if memory.memory == "auto" and tight:
+        proof = _run_worst_batches(run, run.plan)
+        measured = max(run.engine.gather(proof.allocated))
+        corrected = largest_that_fits(replace(plan, correction=measured / plan.estimate.peak)).tokens
+        free = memory.tokens_per_micro_batch is None and run.state.step == 0 and not device.is_cpu
+        if free and corrected != plan.tokens and run.state.tokens_per_micro_batch == plan.tokens:
+            run.state.tokens_per_micro_batch = corrected
+            proof = _run_worst_batches(run, run.plan)
+    if run.engine.is_main:
+        record = {
+            "plan": as_record(run.plan),
+            "tokens_per_micro_batch": run.state.tokens_per_micro_batch,
+            "checkpoint_layers": run.state.checkpoint_layers,
+            "evidence": asdict(proof) if proof else None,
+        }
+        write_json(run.folder / run_files.MEMORY, record)
+    return _lines(run.state, run.plan, proof)
 
 
-def _probe(trainer: Trainer, planned: PlannedRun) -> ProofResult:
-    engine, work = trainer.engine, planned.plan.work
-    engine.model.train()
-    state_bytes = 0 if engine.optimizer.state else optimizer_bytes(work.shape, trainer.run.optimizer.optimizer)
-
-    def run(micro: MicroBatch) -> Any:
-        engine.checkpoint_layers(trainer.state.checkpoint_layers)
-        return trainer.forward(micro)[1]
-
-    return probe(engine, trainer.guard, run, trainer.schedule.lengths, rows=work.rows, state_bytes=state_bytes)
+def _run_worst_batches(run: Run, planned: PlannedRun) -> ProofResult:
+    work, optimizer = planned.plan.work, run.config.optimizer.optimizer
+    missing_state = 0 if run.engine.optimizer.state else optimizer_bytes(work.shape, optimizer)
+    return run_worst_batches(run, rows=work.rows, state_bytes=missing_state)
 
 
-def _lines(trainer: Trainer, planned: PlannedRun, evidence: ProofResult | None) -> list[str]:
-    plan, state = planned.plan, trainer.state
-    device = plan.machine.device
+def _limit(state: RunState) -> str:
+    return f"micro-batches of at most {state.tokens_per_micro_batch:,} tokens"
+
+
+def _lines(state: RunState, planned: PlannedRun, proof: ProofResult | None) -> list[str]:
+    plan, device = planned.plan, planned.plan.machine.device
     checkpointing = {0: "no checkpointing", 1: "every layer checkpointed"}.get(
         state.checkpoint_layers, f"every {state.checkpoint_layers}th layer checkpointed"
     )
     lines = [
-        f"memory: planned {gib(plan.estimate.peak)} ({gib(plan.needed)} with margin) of "
-        f"{gib(device.usable)} usable on {device.name}; micro-batches of at most "
-        f"{state.tokens_per_micro_batch:,} tokens, {checkpointing}"
+        f"memory: planned {gib(plan.estimate.peak)} ({gib(plan.needed)} with margin) of {gib(device.usable)} usable on "
+        f"{device.name}; {_limit(state)}, {checkpointing}"
     ]
-    if evidence:
+    if proof:
         rows, length = max(
-            ((rows, length) for _, rows, length in evidence.micro_batches), key=lambda pair: pair[0] * pair[1]
+            ((rows, length) for _, rows, length in proof.micro_batches), key=lambda size: size[0] * size[1]
         )
         lines.append(
             f"memory: proved with the worst batch of each task ({rows} x {length} tokens at most): "
-            f"{gib(evidence.allocated)} allocated, {gib(evidence.reserved)} reserved"
+            f"{gib(proof.allocated)} allocated, {gib(proof.reserved)} reserved"
         )
     return lines

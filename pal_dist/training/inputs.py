@@ -26,39 +26,90 @@ class InputPaths:
     cache_dir: Path
     model_dir: Path
     synthetic: bool
+    """The text is the built-in corpus, made by rule."""
 
 
-def locate(run: RunConfig, default_cache: Path) -> InputPaths:
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, before anything of it is loaded."""
+
+    tasks: tuple[Task, ...]
+    paths: InputPaths
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """The examples of a run."""
+
+    train: dict[str, Corpus]
+    """By task, in the order of the tasks."""
+    dev: dict[str, Corpus]
+    """By task; a task without a dev file has none."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What identifies each corpus, by `train/sst` and so on: a run is resumed with the data it began with."""
+        train = {f"train/{task}": corpus.key for task, corpus in self.train.items()}
+        return train | {f"dev/{task}": corpus.key for task, corpus in self.dev.items()}
+
+
+def locate_inputs(config: RunConfig, default_cache: Path) -> InputPaths:
     """Raises UserError for a data folder or a model that is not there."""
-    cache_dir = Path(run.data.cache_dir).expanduser() if run.data.cache_dir else default_cache
-    synthetic = run.data.data_dir == "builtin"
-    data_dir = built_in_corpus(cache_dir) if synthetic else Path(run.data.data_dir).expanduser()
+    cache_dir = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else default_cache
+    synthetic = config.data.data_dir == "builtin"
+    data_dir = built_in_corpus(cache_dir) if synthetic else Path(config.data.data_dir).expanduser()
     if not data_dir.is_dir():
         raise UserError(f"--data_dir {data_dir}: there is no such folder")
-    return InputPaths(data_dir, cache_dir, find_model(run.model.model), synthetic)
+    return InputPaths(data_dir, cache_dir, find_model(config.model.model), synthetic)
+
+
+def find_inputs(config: RunConfig, default_cache: Path) -> Inputs:
+    """The run's tasks, where their files and the encoder are, and the tokenizer. Raises UserError."""
+    tasks = resolve_tasks(config.data.tasks)
+    paths = locate_inputs(config, default_cache)
+    return Inputs(tasks, paths, load_tokenizer(paths.model_dir))
+
+
+def read_corpora(config: RunConfig, inputs: Inputs, *, progress: bool = True) -> Corpora:
+    """Training and dev split of every task, tokenised now or by an earlier run. Raises UserError."""
+    train = load_corpora(config, inputs.tasks, "train", inputs.paths, inputs.tokenizer, progress=progress)
+    dev = load_corpora(config, inputs.tasks, "dev", inputs.paths, inputs.tokenizer, optional=True, progress=progress)
+    return Corpora(train, dev)
 
 
 def load_corpora(
-    run: RunConfig, tasks: tuple[Task, ...], split: str, sources: InputPaths, tokenizer: Tokenizer, *,
-    labelled: bool = True, optional: bool = False, progress: bool = True,
-) -> dict[str, Corpus]:  # fmt: skip
-    """The split of every task; `optional`: tasks that name no such file are left out."""
-    chosen = [task for task in tasks if task.file(split) is not None or not optional]
-    for task in chosen:  # all of them, before the first is tokenised
-        require_file(sources.data_dir / (task.file(split) or split), task)
+    config: RunConfig,
+    tasks: tuple[Task, ...],
+    split: str,
+    paths: InputPaths,
+    tokenizer: Tokenizer,
+    *,
+    labelled: bool = True,
+    optional: bool = False,
+    progress: bool = True,
+) -> dict[str, Corpus]:
+    """The split of every task; `optional`: tasks that name no such file are left out. Raises UserError."""
+    having = [task for task in tasks if task.file(split) is not None or not optional]
+    for task in having:  # all of them, before the first is tokenised
+        require_file(paths.data_dir / (task.file(split) or split), task)
     return {
         task.name: load_corpus(
-            task, split, data_dir=sources.data_dir, cache_dir=sources.cache_dir, tokenizer=tokenizer,
-            max_length=run.data.max_length, max_characters=run.data.max_characters, bad_rows=run.data.bad_rows,
-            labelled=labelled, progress=progress,
+            task,
+            split,
+            data_dir=paths.data_dir,
+            cache_dir=paths.cache_dir,
+            tokenizer=tokenizer,
+            max_length=config.data.max_length,
+            max_characters=config.data.max_characters,
+            bad_rows=config.data.bad_rows,
+            labelled=labelled,
+            progress=progress,
         )
-        for task in chosen
-    }  # fmt: skip
+        for task in having
+    }
 
 
-def tokenize(run: RunConfig, *, cache_dir: Path) -> None:
+def tokenize(config: RunConfig, *, cache_dir: Path) -> None:
     """Tokenise what training would read, once, so that no process of it has to. Raises UserError."""
-    tasks, sources = resolve_tasks(run.data.tasks), locate(run, cache_dir)
-    tokenizer = load_tokenizer(sources.model_dir)
-    load_corpora(run, tasks, "train", sources, tokenizer)
-    load_corpora(run, tasks, "dev", sources, tokenizer, optional=True)
+    read_corpora(config, find_inputs(config, cache_dir))

@@ -21,9 +21,14 @@ T = TypeVar("T")
 OK, RETRY, STOP = 0, 1, 2
 """What a rank votes for: go on, run the step again, stop."""
 
+SMALLER_RUN = (
+    "a lower --max_length, a smaller --model, --precision fp16 or bf16, or more memory; `pal-dist plan` says what each "
+    "brings"
+)
+
 
 class MicroBatchLimits(Protocol):
-    """How a run cuts its steps; the guard makes it finer."""
+    """How finely a run cuts its steps; the guard tightens it."""
 
     tokens_per_micro_batch: int
     checkpoint_layers: int
@@ -34,26 +39,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device (or cuBLAS, cuDNN on it) had no memory left."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    text = str(error)
-    named = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(name in text for name in named)
+    signs = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 class OutOfMemoryGuard:
     """Runs the parts of a step so that all ranks agree whether it happened."""
 
     def __init__(self, engine: Engine, limits: MicroBatchLimits, *, on_change: Callable[[str], None] = lambda _: None):
-        """`on_change` is told, on every rank, how the cut has changed and why."""
+        """`on_change` is told, on every rank, how the limits have changed and why."""
         self.engine, self.limits, self.on_change = engine, limits, on_change
 
     def retry_on_oom(self, attempt: Callable[[], T], *, longest: int) -> T:
         """Run what has no collectives in it until no rank runs out of memory; the result of the last attempt.
 
         Args:
-            attempt: the micro-steps; reads the cut anew each time. Its gradients are dropped if it has to run again.
-            longest: tokens of the step's longest example: no cut is finer.
+            attempt: the micro-steps; reads the limits anew each time. Its gradients are dropped if it has to run again.
+            longest: tokens of the step's longest example: no micro-batch can be smaller.
 
-        Raises DoesNotFitError, on every rank, where no finer cut is left.
+        Raises DoesNotFitError, on every rank, where the limits cannot be tightened any more.
         """
         while True:
             failure, result = "", None
@@ -71,18 +75,7 @@ class OutOfMemoryGuard:
                 return result
             del result
             self.engine.discard_step()
-            self._shrink(failure, longest)
-
-    def _stop_all(self, failure: str) -> None:
-        """The others wait in a collective for this rank, so there is no vote: they are told to end."""
-        told = DoesNotFitError(
-            f"step {self.limits.step + 1}: out of memory in a micro-batch ({failure}), which "
-            f"{self.engine.strategy.name} cannot run again, since its ranks share out the parameters. The last "
-            f"checkpoint is whole: go on with --tokens_per_micro_batch "
-            f"{max(1, self.limits.tokens_per_micro_batch // 2)}, or --strategy zero2"
-        )
-        self.engine.group.abort(told.exit_code, str(told))
-        raise told
+            self._tighten(failure, longest)
 
     def stop_on_oom(self, attempt: Callable[[], T]) -> T:
         """Run what changes parameters. Out of memory half-way cannot be taken back: every rank stops.
@@ -98,14 +91,25 @@ class OutOfMemoryGuard:
             failure = _first_line(error)
         if self.engine.vote(STOP if failure else OK) != OK:
             raise DoesNotFitError(
-                f"step {self.limits.step + 1}: out of memory in the optimizer's update{_on_this_rank(failure)}, which "
-                f"cannot be taken back. The last checkpoint is whole: start anew with --optimizer adamw_8bit, or go on "
-                f"with {self._smaller()}"
+                f"step {self.limits.step + 1}: out of memory in the optimizer's update{_where(failure)}, which cannot "
+                f"be taken back. The last checkpoint is whole: start anew with --optimizer adamw_8bit, or resume with "
+                f"{SMALLER_RUN}"
             )
         assert result is not None
         return result
 
-    def _shrink(self, failure: str, longest: int) -> None:
+    def _stop_all(self, failure: str) -> None:
+        """The others wait in a collective for this rank, so there is no vote: they are told to end."""
+        error = DoesNotFitError(
+            f"step {self.limits.step + 1}: out of memory in a micro-batch ({failure}), which "
+            f"{self.engine.strategy.name} cannot run again, since its ranks share out the parameters. The last "
+            f"checkpoint is whole: resume with --tokens_per_micro_batch "
+            f"{max(1, self.limits.tokens_per_micro_batch // 2)}, or --strategy zero2"
+        )
+        self.engine.group.abort(error.exit_code, str(error))
+        raise error
+
+    def _tighten(self, failure: str, longest: int) -> None:
         limits, before = self.limits, self.limits.tokens_per_micro_batch
         if before > longest:
             limits.tokens_per_micro_batch = max(longest, before // 2)
@@ -116,21 +120,12 @@ class OutOfMemoryGuard:
         else:
             raise DoesNotFitError(
                 f"step {limits.step + 1}: out of memory with single examples of {longest:,} tokens and every layer "
-                f"checkpointed{_on_this_rank(failure)}. The last checkpoint is whole. What helps: {self._smaller()}"
+                f"checkpointed{_where(failure)}. The last checkpoint is whole. What helps: {SMALLER_RUN}"
             )
-        self.on_change(
-            f"step {limits.step + 1}: out of memory{_on_this_rank(failure)}: the step is run again with {change}"
-        )
-
-    @staticmethod
-    def _smaller() -> str:
-        return (
-            "a lower --max_length, a smaller --model, --precision fp16 or bf16, or more memory; `pal-dist plan` says "
-            "what each brings"
-        )
+        self.on_change(f"step {limits.step + 1}: out of memory{_where(failure)}: the step is run again with {change}")
 
 
-def _on_this_rank(failure: str) -> str:
+def _where(failure: str) -> str:
     return f" ({failure})" if failure else " on another rank"
 
 

@@ -1,4 +1,4 @@
-"""Everything beside parameters and optimizer that a run needs to go on; a checkpoint's state.json."""
+"""Everything beside parameters and optimizer that a run needs to be resumed; a checkpoint's state.json."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class RunState:
     """What the method against gradient conflict remembers from step to step."""
 
     def update_bests(self, headline: Mapping[str, float]) -> list[str]:
-        """Tasks that are better than ever, which is now their best."""
-        found = [
-            name for name, value in headline.items() if is_better(value, self.best_each.get(name, {}).get("value"))
+        """Tasks that are better than ever, by their headline metric, which is now their best."""
+        improved = [
+            task for task, value in headline.items() if is_better(value, self.best_each.get(task, {}).get("value"))
         ]
-        self.best_each |= {name: {"step": self.step, "value": headline[name]} for name in found}
-        return found
+        self.best_each |= {task: {"step": self.step, "value": headline[task]} for task in improved}
+        return improved
 
     def mean_of_bests(self) -> float:
         """Mean of the tasks' best headline metrics, of whatever steps; NaN where there is none."""

@@ -1,228 +1,156 @@
-"""A run put together from its config: files, corpora, model, engine, trainer; and saved models opened again."""
+"""A run put together from its config, stage by stage: inputs, ranks, model, folder; ready for its next step.
+
+The order matters in three places: ranks compare settings and data before the folder is claimed, so that a start that
+fails leaves nothing behind; parameters are counted and features computed before a strategy may share the model out; the
+worst batches are run last, when everything else that takes memory is there.
+"""
 
 from __future__ import annotations
 
-import json
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pal_dist import __version__
-from pal_dist.config.resolve import run_from_dict
-from pal_dist.config.schema import UNPLANNED_TOKENS, ModelConfig, RunConfig, default_learning_rate
-from pal_dist.core.atomic_io import write_json
-from pal_dist.core.errors import StoppedError, UserError
+from pal_dist.config.schema import RunConfig, default_learning_rate
 from pal_dist.data.batching import Schedule
 from pal_dist.data.sampling import Sampling
-from pal_dist.data.token_cache import Corpus, load_tokenizer
+from pal_dist.data.token_cache import Corpus
+from pal_dist.distributed.compatibility import check_compatible
 from pal_dist.distributed.engine import Engine
-from pal_dist.distributed.strategy import Strategy
-from pal_dist.models.adapters import Adapter
-from pal_dist.models.export import export_model, kept_parts
-from pal_dist.models.multi_task import MultiTaskBert, build_model, check_model_options, load_model
+from pal_dist.models.multi_task import MultiTaskBert, build_model, check_model_options, serves_cached_features
 from pal_dist.models.pretrained import read_model_config
+from pal_dist.monitoring import run_files
 from pal_dist.monitoring.report import Report, RunReport
 from pal_dist.optim.optimizers import build_optimizer
 from pal_dist.optim.task_weighting import LEARNED_VARIANCES, LearnedVariances
-from pal_dist.tasks.registry import Task, resolve_tasks
+from pal_dist.training.agreement import check_same_run
 from pal_dist.training.checkpoint import load_moments, load_state, load_values
 from pal_dist.training.feature_cache import FeatureCache
-from pal_dist.training.fit_memory import apply_plan, plan_memory, prove, use_one_micro_batch_per_task
-from pal_dist.training.inputs import InputPaths, load_corpora, locate
+from pal_dist.training.fit_memory import apply_plan, plan_memory, prove_plan, use_one_micro_batch_per_task
+from pal_dist.training.inputs import Corpora, Inputs, find_inputs, read_corpora
+from pal_dist.training.oom_guard import OutOfMemoryGuard, say_on_main
+from pal_dist.training.run import Run
 from pal_dist.training.run_folder import open_folder
 from pal_dist.training.run_state import RunState
-from pal_dist.training.summary import collect_results, start_lines, summary
-from pal_dist.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from pal_dist.training.summary import start_lines
 
 
-def train(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dict[str, Any]:
-    """The whole of `pal-dist train`; returns the results, on every rank. Raises UserError."""
-    trainer = set_up(run, origins, cache_dir=cache_dir)
-    try:
-        with trainer.preemption, trainer.report.recorded():
-            trainer.fit()
-            results = collect_results(trainer)
-            if trainer.engine.is_main:
-                write_json(trainer.folder / "results.json", results)
-                trainer.report.state("finished", trainer.state.step)
-                trainer.report.lines("", *summary(results, trainer))
-        trainer.report.close()
-        trainer.engine.close()
-    except StoppedError:  # all ranks have agreed on it: none of them is lost to the others
-        trainer.engine.close()
-        raise
-    finally:
-        trainer.engine.release()
-    return results
+def set_up(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Run:
+    """Everything a run needs, ready for its next step; what is about to happen has been said.
 
+    Args:
+        origins: where each setting's value came from, written beside the run.
+        cache_dir: where tokenised corpora are kept unless the config says otherwise.
 
-def set_up(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Trainer:
-    """Everything a run needs, ready for its next step; what is about to happen has been said. Raises UserError."""
-    tasks = resolve_tasks(run.data.tasks)
-    sources = locate(run, cache_dir)
-    encoder = read_model_config(sources.model_dir)
-    check_model_options(sources.model_dir.name, encoder, run.model, run.data.max_length)
-    tokenizer = load_tokenizer(sources.model_dir)
-    engine = Engine(precision=run.train.precision, strategy=run.train.strategy)
-    check_compatible(run, engine.strategy)
-    engine.group.use_all_nodes()
-    engine.group.watch(60 * run.train.hang_minutes)
-    corpora = load_corpora(run, tasks, "train", sources, tokenizer, progress=engine.is_main)
-    dev = load_corpora(run, tasks, "dev", sources, tokenizer, optional=True, progress=engine.is_main)
-    torch.manual_seed(run.train.seed)
-    model = build_model(sources.model_dir, tasks, run.model, run.data.max_length).to(engine.device)
-    if run.balance.weighting == LEARNED_VARIANCES:
-        model.add_module(LEARNED_VARIANCES, LearnedVariances(tasks).to(engine.device))
-    if run.train.mode == "pretrain":
-        model.freeze_encoder()
-    rate = run.optimizer.learning_rate or default_learning_rate(run.train.mode, model.config.hidden_size)
-    schedule, total = plan_steps(run, list(corpora.values()))
-    counts = model.parameter_counts()  # now, while every parameter is whole
-    padding_id, cached = model.config.pad_token_id or 0, run.train.features == "auto" and model.trains_heads_only
-    planned = None if cached else plan_memory(run, model, engine, schedule)
-    content = {f"train/{task}": found.key for task, found in corpora.items()}
-    content |= {f"dev/{task}": found.key for task, found in dev.items()}
-    check_same_run(run, content, engine)
-    # Only now is the folder claimed: a start that failed above leaves nothing behind.
-    folder, last = open_folder(run, origins, content, engine)
-    state = RunState(**load_state(last, engine)) if last else RunState()
-    if last:
-        load_values(last, model)
+    Raises UserError, on every rank.
+    """
+    inputs = find_inputs(config, cache_dir)
+    check_model_options(
+        inputs.paths.model_dir.name, read_model_config(inputs.paths.model_dir), config.model, config.data.max_length
+    )
+    engine = join_ranks(config)
+    corpora = read_corpora(config, inputs, progress=engine.is_main)
+    model = make_model(config, inputs, engine)
+    parameters = model.parameter_counts()
+    schedule, total_steps = plan_steps(config, list(corpora.train.values()))
+    cached = serves_cached_features(config.train, model)
+    plan = None if cached else plan_memory(config, model, engine, schedule)
+    check_same_run(config, corpora.hashes, engine)
+    folder, checkpoint = open_folder(config, origins, corpora.hashes, engine)
+    state = RunState(**load_state(checkpoint, engine)) if checkpoint else RunState()
+    if checkpoint:
+        load_values(checkpoint, model)
     features = None
-    if cached:  # before the engine may share out the model
-        budget = run.memory.tokens_per_micro_batch or UNPLANNED_TOKENS
-        features = FeatureCache(model, engine, sources.cache_dir, budget=budget, padding_id=padding_id)
-        corpora, dev = features.all_of(tasks, corpora), features.all_of(tasks, dev)
-    engine.prepare(model, build_optimizer(model, run.optimizer, rate))
-    if last:
-        load_moments(last, engine)
-    apply_plan(state, run, planned, engine)
+    if cached:
+        features, corpora = cache_features(config, inputs, corpora, model, engine)
+    peak_rate = config.optimizer.learning_rate or default_learning_rate(config.train.mode, model.config.hidden_size)
+    engine.prepare(model, build_optimizer(model, config.optimizer, peak_rate))
+    if checkpoint:
+        load_moments(checkpoint, engine)
+    apply_plan(state, config, plan, engine)
     if features:
         use_one_micro_batch_per_task(state, engine, schedule)
-
-    def save(name: str, metrics: dict[str, dict[str, float]], kept: Sequence[str] = ()) -> None:
-        values = {name: value for name, value in engine.values().items() if not name.startswith(LEARNED_VARIANCES)}
-        if engine.is_main:
-            values |= kept_parts(folder / name, kept)
-            card = {
-                "encoder": run.model.model, "adapter": run.model.adapter, "mode": run.train.mode, "step": state.step,
-                "learning_rate": rate, "batch_size": run.batch.batch_size, "sampling": run.batch.sampling,
-                "seed": run.train.seed, "synthetic": sources.synthetic, "pal-dist": __version__,
-            }  # fmt: skip
-            export_model(
-                model, folder / name, values=values, source=sources.model_dir, card=card, counts=counts, metrics=metrics
-            )
-
-    report = Report()
-    if engine.is_main:
-        report = RunReport(folder, step=state.step, total_steps=total, job=engine.group.job)
-    trainer = Trainer(
-        run, engine, tasks, list(corpora.values()), dev, schedule=schedule, total_steps=total, peak_rate=rate,
-        folder=folder, report=report, save=save, state=state,
-        padding_id=padding_id, parameters=counts,
-    )  # fmt: skip
-    with report.recorded():
-        proof = features.lines() if features else prove(trainer, planned)
+    run = Run(
+        config=config,
+        inputs=inputs,
+        corpora=corpora,
+        engine=engine,
+        guard=OutOfMemoryGuard(engine, state, on_change=say_on_main(engine)),
+        schedule=schedule,
+        total_steps=total_steps,
+        peak_rate=peak_rate,
+        state=state,
+        folder=folder,
+        report=begin_report(folder, state, total_steps, engine),
+        parameters=parameters,
+        plan=plan,
+        features=features,
+        resumed_from=checkpoint,
+    )
+    with run.report.recorded():
+        memory_lines = features.lines() if features else prove_plan(run)
     if features and engine.is_main:
-        features.record(folder / "memory.json")
-    report.lines(*start_lines(trainer, model, resumed=last, memory=proof))
-    return trainer
+        features.record(folder / run_files.MEMORY)
+    run.report.lines(*start_lines(run, memory_lines))
+    return run
 
 
-def check_compatible(run: RunConfig, strategy: Strategy) -> None:
-    """Raises UserError for combinations known to be wrong, with what to do instead."""
-    problems = []
-    if strategy.kind != "replicated":
-        if run.batch.step_tasks == "one":
-            problems.append(
-                f"--step_tasks one under {strategy.name}: it feeds zeros to the tasks that a step does not serve, so "
-                f"AdamW's momentum and decay still move them; use --step_tasks all, or --strategy ddp"
-            )
-        if Adapter.registry[run.model.adapter].wakes:
-            problems.append(
-                f"--adapter {run.model.adapter} under {strategy.name}: it feeds zeros to what is still asleep, so "
-                f"weight decay moves it and its moments start with a wrong count; use --strategy ddp"
-            )
-        if run.optimizer.optimizer != "adamw":
-            problems.append(
-                f"--optimizer {run.optimizer.optimizer} under {strategy.name}: its 8-bit blocks would straddle "
-                f"parameters and embeddings would lose their 32 bits; use --optimizer adamw, or --strategy ddp"
-            )
-    if problems:
-        raise UserError("\n".join(problems))
+def join_ranks(config: RunConfig) -> Engine:
+    """This process among the others, watched from now on. Raises UserError where they cannot train this run."""
+    engine = Engine(precision=config.train.precision, strategy=config.train.strategy)
+    check_compatible(config, engine.strategy)
+    engine.group.use_all_nodes()
+    engine.group.watch(60 * config.train.hang_minutes)
+    return engine
 
 
-def check_same_run(run: RunConfig, content: dict[str, str], engine: Engine) -> None:
-    """Raises UserError, on every rank, where ranks were given different settings or see different data (law 9)."""
-    mine = {name: value for section in run.to_dict().values() for name, value in section.items()} | content
-    for local in ("cache_dir", "data_dir", "output_dir"):  # paths may differ from node to node
-        mine.pop(local)
-    fingerprint = zlib.crc32(json.dumps(mine, sort_keys=True, default=str).encode())
-    if len(set(engine.gather(fingerprint))) > 1:
-        everyone = engine.gather(mine)
-        lines = [
-            f"  {name}: " + ", ".join(f"rank {rank} has {found.get(name)!r}" for rank, found in enumerate(everyone))
-            for name in everyone[0]
-            if any(found.get(name) != everyone[0][name] for found in everyone)
-        ]
-        raise UserError("the ranks were not given the same run:\n" + "\n".join(lines))
+def make_model(config: RunConfig, inputs: Inputs, engine: Engine) -> MultiTaskBert:
+    """The model on this rank's device, with what is to be trained marked; the same on every rank by the run's seed."""
+    torch.manual_seed(config.train.seed)
+    model = build_model(inputs.paths.model_dir, inputs.tasks, config.model, config.data.max_length).to(engine.device)
+    if config.balance.weighting == LEARNED_VARIANCES:
+        model.add_module(LEARNED_VARIANCES, LearnedVariances(inputs.tasks).to(engine.device))
+    if config.train.mode == "pretrain":
+        model.freeze_encoder()
+    return model
 
 
-def plan_steps(run: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:
+def plan_steps(config: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:
     """The schedule of examples and the number of optimizer steps."""
     sampling = Sampling(
-        kind=run.batch.sampling,
+        kind=config.batch.sampling,
         sizes=tuple(map(len, corpora)),
-        batch_size=run.batch.batch_size,
-        step_tasks=run.batch.step_tasks,
-        epochs=run.train.epochs,
-        seed=run.train.seed,
-        epoch_steps=run.batch.steps_per_epoch,
+        batch_size=config.batch.batch_size,
+        step_tasks=config.batch.step_tasks,
+        epochs=config.train.epochs,
+        seed=config.train.seed,
+        epoch_steps=config.batch.steps_per_epoch,
     )
-    total = run.train.epochs * sampling.steps_per_epoch
-    if run.train.max_steps is not None:
-        total = min(total, run.train.max_steps)
-    return Schedule(sampling, [corpus.lengths for corpus in corpora], window=run.batch.window_batches), total
+    total_steps = config.train.epochs * sampling.steps_per_epoch
+    if config.train.max_steps is not None:
+        total_steps = min(total_steps, config.train.max_steps)
+    schedule = Schedule(sampling, [corpus.lengths for corpus in corpora], window=config.batch.window_batches)
+    return schedule, total_steps
 
 
-@dataclass(frozen=True)
-class SavedModel:
-    """A saved model ready to answer."""
+def cache_features(
+    config: RunConfig, inputs: Inputs, corpora: Corpora, model: MultiTaskBert, engine: Engine
+) -> tuple[FeatureCache, Corpora]:
+    """What the heads of a frozen encoder read, and the corpora that serve it instead of tokens."""
+    features = FeatureCache(
+        model,
+        engine,
+        inputs.paths.cache_dir,
+        budget=config.memory.token_budget,
+        padding_id=model.padding_id,
+    )
+    train, dev = features.all_of(inputs.tasks, corpora.train), features.all_of(inputs.tasks, corpora.dev)
+    return features, replace(corpora, train=train, dev=dev)
 
-    model: MultiTaskBert
-    tokenizer: Tokenizer
-    engine: Engine
-    run: RunConfig
-    sources: InputPaths
-    tasks: dict[str, Task]
-    folder: Path
 
-
-def open_model(path: Path, overrides: dict[str, Any], *, cache_dir: Path) -> SavedModel:
-    """A run's folder or a model's own folder; `overrides` are settings given for this call (data_dir, max_length...).
-
-    Raises UserError where there is no saved model.
-    """
-    folder = path / "model" if (path / "model" / "config.json").is_file() else path
-    if not folder.is_dir():
-        raise UserError(f"{path}: there is no such run or model folder")
-    if not (folder / "config.json").is_file() or (folder == path and (path / "checkpoints").is_dir()):
-        raise UserError(f"{path}: expected a run's folder or a saved model, found neither (no model/config.json)")
-    saved = path / "config.json" if folder != path else None
-    values = json.loads(saved.read_text(encoding="utf-8"))["values"] if saved else {}
-    flat = {name: value for section in values.values() for name, value in section.items()}
-    model = load_model(folder)
-    flat.setdefault("max_length", model.config.trained_length)
-    run = run_from_dict({"all": {**flat, **overrides, "model": str(folder)}})
-    sources = locate(run, cache_dir)
-    engine = Engine(precision=run.train.precision)
-    engine.model = model.to(engine.device)
-    check_model_options(folder.name, read_model_config(folder), ModelConfig(), run.data.max_length)
-    return SavedModel(model, load_tokenizer(folder), engine, run, sources, model.config.task_table(), path)
+def begin_report(folder: Path, state: RunState, total_steps: int, engine: Engine) -> Report:
+    """Rank 0 writes and says; the others' report says nothing."""
+    if not engine.is_main:
+        return Report()
+    return RunReport(folder, step=state.step, total_steps=total_steps, job=engine.group.job)

@@ -1,7 +1,7 @@
 """The proof of a plan: the worst batch of every task, forward and backward on every rank, before step 1.
 
-No collective runs while memory is tight, so a rank that fails here fails alone, and the guard's vote makes all ranks'
-cut finer. Parameters and optimizer are afterwards as they were.
+No collective runs while memory is tight, so a rank that fails here fails alone, and the guard's vote tightens the
+limits of all ranks. Parameters and optimizer are afterwards as they were.
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from pal_dist.data.batching import MicroBatch
-from pal_dist.distributed.engine import Engine
-from pal_dist.training.oom_guard import OutOfMemoryGuard
-
-Run = Callable[[MicroBatch], torch.Tensor]
-"""A micro-batch -> its summed loss, graph included."""
+from pal_dist.training.run import Run
 
 
 @dataclass(frozen=True)
 class ProofResult:
-    """What the probe saw."""
+    """What the worst batches took."""
 
     micro_batches: tuple[tuple[int, int, int], ...]
     """(task, examples, length) of each, in the order in which they ran."""
@@ -36,50 +32,50 @@ class ProofResult:
 def worst_micro_batches(
     lengths: Sequence[NDArray[np.int32]], *, tokens: int, rows: int, padded: Callable[[int], int]
 ) -> list[MicroBatch]:
-    """Each task's largest micro-batch: its longest examples, as many as the budget and a step hold; largest last, so
-    that it meets the gradients of all others."""
-    found = []
-    for task, known in enumerate(lengths):
-        longest = padded(int(known.max()))
-        count = max(1, min(rows, len(known), tokens // longest))
-        chosen = np.argsort(-known, kind="stable")[:count].astype(np.int64)
-        found.append(MicroBatch(task, chosen))
-    return sorted(found, key=lambda micro: len(micro.rows) * padded(int(lengths[micro.task].max())))
+    """Each task's largest micro-batch: its longest examples, as many as the budget and a step hold.
 
-
-def probe(
-    engine: Engine,
-    guard: OutOfMemoryGuard,
-    run: Run,
-    lengths: Sequence[NDArray[np.int32]],
-    *,
-    rows: int,
-    state_bytes: int,
-) -> ProofResult:
-    """Run the worst batches until no rank runs out of memory; the guard's cut is what is left.
+    The largest is the last, so that it meets the gradients of all others.
 
     Args:
+        lengths: tokens of every training example, by task.
+        tokens: budget of a micro-batch, padding included.
+        rows: most examples of one task that one rank meets in a step.
+        padded: the length to which a sequence of this length is padded.
+    """
+    worst = []
+    for task, task_lengths in enumerate(lengths):
+        longest = padded(int(task_lengths.max()))
+        count = max(1, min(rows, len(task_lengths), tokens // longest))
+        worst.append(MicroBatch(task, np.argsort(-task_lengths, kind="stable")[:count].astype(np.int64)))
+    return sorted(worst, key=lambda micro: len(micro.rows) * padded(int(lengths[micro.task].max())))
+
+
+def run_worst_batches(run: Run, *, rows: int, state_bytes: int) -> ProofResult:
+    """Run the worst batches until no rank runs out of memory; the guard's limits are what is left.
+
+    Args:
+        rows: most examples of one task that one rank meets in a step.
         state_bytes: of the optimizer's state that does not exist yet; its place is held meanwhile.
 
-    Raises DoesNotFitError, on every rank, where no cut is fine enough.
+    Raises DoesNotFitError, on every rank, where the limits cannot be tightened enough.
     """
-    seen: list[tuple[int, int, int]] = []
+    engine, lengths, state = run.engine, run.schedule.lengths, run.state
+    ran: list[tuple[int, int, int]] = []
 
     def attempt() -> list[tuple[int, int, int]]:
-        seen.clear()
+        ran.clear()
         place_of_state = torch.empty(state_bytes, dtype=torch.uint8, device=engine.device)
-        worst = worst_micro_batches(
-            lengths, tokens=guard.limits.tokens_per_micro_batch, rows=rows, padded=engine.padded
-        )
+        engine.checkpoint_layers(state.checkpoint_layers)
+        worst = worst_micro_batches(lengths, tokens=state.tokens_per_micro_batch, rows=rows, padded=engine.padded)
         for micro in worst:
-            engine.backward(run(micro), 1)
-            seen.append((micro.task, len(micro.rows), engine.padded(int(lengths[micro.task][micro.rows].max()))))
+            engine.backward(run.forward(micro)[1], 1)
+            ran.append((micro.task, len(micro.rows), engine.padded(int(lengths[micro.task][micro.rows].max()))))
         del place_of_state
-        return seen
+        return ran
 
+    engine.model.train()
     engine.reset_memory()
-    longest = max(engine.padded(int(known.max())) for known in lengths)
-    guard.retry_on_oom(attempt, longest=longest)
-    evidence = ProofResult(tuple(seen), engine.memory(), engine.reserved_memory())
+    run.guard.retry_on_oom(attempt, longest=max(engine.padded(int(each.max())) for each in lengths))
+    result = ProofResult(tuple(ran), engine.memory(), engine.reserved_memory())
     engine.discard_step()
-    return evidence
+    return result

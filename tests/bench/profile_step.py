@@ -32,7 +32,7 @@ KINDS = {
 
 def fixed_cost(trainer: Trainer) -> float:
     """Tokens whose time equals that of starting one more forward and backward: intercept over slope of time(tokens)."""
-    task, times, tokens = trainer.tasks[0], [], []
+    task, times, tokens = trainer.run.tasks[0], [], []
     for rows in (8, 16, 32, 64, 128) * 9:
         ids = torch.randint(1000, 20000, (rows, 24))
         batch = Batch(task.name, ids, torch.zeros_like(ids), None, torch.zeros(rows), rows * 24)
@@ -57,9 +57,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         flags = {"data_dir": options.data_dir, "adapter": options.adapter, "cache_dir": folder,
                  "output_dir": str(Path(folder) / "run")}  # fmt: skip
-        trainer = set_up(resolve(flags)[0], {}, cache_dir=Path(folder))
+        trainer = Trainer(set_up(resolve(flags)[0], {}, cache_dir=Path(folder)))
         trainer.engine.model.train()
-        steps = trainer.schedule.steps(0, options.steps + 2)
+        steps = trainer.run.schedule.steps(0, options.steps + 2)
         for _ in range(2):
             trainer.step(next(steps))
         with profile(activities=[ProfilerActivity.CPU]) as profiled, record_function("steps"):

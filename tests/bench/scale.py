@@ -19,7 +19,7 @@ from pal_dist.data.batching import Schedule, assign_micro_batches, micro_batches
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.token_cache import load_tokenizer
 from pal_dist.tasks.registry import resolve_tasks
-from pal_dist.training.inputs import load_corpora, locate
+from pal_dist.training.inputs import load_corpora, locate_inputs
 
 SIZES = (8_544, 283_003, 6_040)
 EACH = 32
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=4096)
     options = parser.parse_args()
     run, _ = resolve({"data_dir": options.data_dir, "tasks": "sst,para,sts"})
-    sources = locate(run, default_cache())
+    sources = locate_inputs(run, default_cache())
     found = load_corpora(run, resolve_tasks(run.data.tasks), "train", sources, load_tokenizer(sources.model_dir))
     corpora, draw = list(found.values()), np.random.default_rng(0)
     lengths = [draw.choice(corpus.lengths, size).astype(np.int32) for corpus, size in zip(corpora, SIZES, strict=True)]

@@ -21,6 +21,7 @@ from plain_loop import PlainLoop
 from pal_dist.config.resolve import resolve
 from pal_dist.models.pretrained import find_model
 from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 
 
 def plain_turn(loop: PlainLoop, steps: Iterator[int], examples: int) -> Callable[[], int]:
@@ -37,8 +38,8 @@ def plain_turn(loop: PlainLoop, steps: Iterator[int], examples: int) -> Callable
 def our_turn(data_dir: str, adapter: str, folder: Path, examples: int) -> tuple[Callable[[], int], Callable[[], float]]:
     flags = {"data_dir": data_dir, "adapter": adapter, "sampling": "proportional", "epochs": "1",
              "cache_dir": str(folder), "output_dir": str(folder / adapter)}  # fmt: skip
-    trainer = set_up(resolve(flags)[0], {}, cache_dir=folder)
-    steps = trainer.schedule.steps(0, trainer.total_steps)
+    trainer = Trainer(set_up(resolve(flags)[0], {}, cache_dir=folder))
+    steps = trainer.run.schedule.steps(0, trainer.run.total_steps)
 
     def turn() -> int:
         trainer.engine.model.train()
@@ -50,7 +51,7 @@ def our_turn(data_dir: str, adapter: str, folder: Path, examples: int) -> tuple[
             done += sum(len(rows) for _, rows in served)
         return done
 
-    return turn, lambda: trainer.window_useful / trainer.window_tokens
+    return turn, lambda: trainer.log_window.useful_tokens / trainer.log_window.tokens
 
 
 def main() -> None:

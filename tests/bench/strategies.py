@@ -27,6 +27,7 @@ from pal_dist.core.console import table
 from pal_dist.optim.optimizers import parameter_groups
 from pal_dist.training.checkpoint import checkpoints, save_checkpoint
 from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 from tests.support.ranks import run_ranks
 
 NAMES = ("ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2")
@@ -35,22 +36,22 @@ STEPS, WARM = 8, 3
 
 def ours(run: RunConfig) -> dict[str, float]:
     begun = time.perf_counter()
-    trainer = set_up(run, {}, cache_dir=default_cache())
+    trainer = Trainer(set_up(run, {}, cache_dir=default_cache()))
     found = {"start": time.perf_counter() - begun}
     trainer.engine.model.train()
     seconds = []
-    for served in trainer.schedule.steps(0, STEPS):
+    for served in trainer.run.schedule.steps(0, STEPS):
         begun = time.perf_counter()
         trainer.step(served)
         trainer.state.step += 1
         seconds.append(time.perf_counter() - begun)
     found["step"] = statistics.median(seconds[WARM:])
-    folder = trainer.folder / "checkpoints"
+    folder = trainer.run.folder / "checkpoints"
     begun = time.perf_counter()
     save_checkpoint(folder, trainer.engine, asdict(trainer.state), keep=1)
     found["save"] = time.perf_counter() - begun
     found["bytes"] = sum(path.stat().st_size for path in checkpoints(folder)[-1].iterdir())
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     return found
 
@@ -58,23 +59,23 @@ def ours(run: RunConfig) -> dict[str, float]:
 def plain(run: RunConfig) -> dict[str, float]:
     """The same model and micro-batches in DistributedDataParallel, reduced after every micro-batch: with tasks that
     take turns within a step it has no other right way (its no_sync leaves out parameters that the last one lacks)."""
-    trainer = set_up(run, {}, cache_dir=default_cache())
+    trainer = Trainer(set_up(run, {}, cache_dir=default_cache()))
     model = trainer.engine.model.train()
     wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-5, fused=True)
     seconds = []
-    for served in trainer.schedule.steps(0, STEPS):
+    for served in trainer.run.schedule.steps(0, STEPS):
         begun = time.perf_counter()
         count = sum(len(rows) for _, rows in served)
-        for micro in trainer.micro_batches(served):
-            task = trainer.tasks[micro.task]
-            batch = trainer.train[micro.task].batch(task.name, micro.rows)
+        for micro in trainer.run.micro_batches(served):
+            task = trainer.run.tasks[micro.task]
+            batch = list(trainer.run.corpora.train.values())[micro.task].batch(task.name, micro.rows)
             (task.objective.loss(wrapped(batch), batch.labels_B) / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - begun)
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     return {"step": statistics.median(seconds[WARM:])}
 

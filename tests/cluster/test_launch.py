@@ -196,7 +196,7 @@ def test_stopped_by_a_signal(train: list[object], tmp_path: Path) -> None:
     assert (entry.state, entry.exit_code) == ("stopped", 75)
     ended = run(*words)
     assert ended.returncode == 0, ended.stderr
-    assert "going on after step" in ended.stderr
+    assert "resumed after step" in ended.stderr
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 30
 
 

@@ -23,10 +23,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pal_dist.commands.train import train as train_here
 from pal_dist.config.resolve import resolve
 from pal_dist.config.schema import RunConfig
-from pal_dist.training.preemption import STOP_FILE
-from pal_dist.training.setup import train as train_here
+from pal_dist.monitoring import run_files
 from tests.support.ranks import run_ranks
 from tests.support.slurm_cluster import SCRIPTS, Cluster, Job, start_cluster, stop_cluster
 
@@ -97,7 +97,8 @@ def disturbed(cluster: Cluster, small: list[object], tmp_path_factory: pytest.Te
     lost.at_step(15)
     cluster.power(lost.status().entry.host, on=False)
     (folder / "undisturbed" / "run").mkdir(parents=True)
-    (folder / "undisturbed" / "run" / STOP_FILE).touch()  # a request to a run that has ended since: nothing to this one
+    # A request to a run that has ended since: nothing to this one.
+    (folder / "undisturbed" / "run" / run_files.STOP).touch()
     undisturbed = submit("undisturbed", "--nodelist=n1,n2", seconds=0.0)
     busy = fail_on_a_busy_node(cluster, small, folder / "busy")
     return Disturbed(undisturbed, lost, limit, preempted, busy, more_time)
@@ -275,7 +276,7 @@ def test_after_a_lost_node(disturbed: Disturbed) -> None:
     job = disturbed.node_lost
     assert job.ended() == "COMPLETED", job.said
     assert int(job.show()["Restarts"]) == 1
-    assert "going on after step" in job.said
+    assert "resumed after step" in job.said
     assert_same(parameters(job.run), parameters(disturbed.undisturbed.run))
 
 

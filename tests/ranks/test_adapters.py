@@ -14,13 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pal_dist.commands.train import train
 from pal_dist.core.errors import UserError
 from pal_dist.memory.closed_form import StepOptions, step_bytes
 from pal_dist.memory.devices import find_device
 from pal_dist.memory.search import MARGIN
 from pal_dist.models.adapters import Adapter, Geometry
 from pal_dist.models.multi_task import MultiTaskBert
-from pal_dist.training.setup import set_up, train
+from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 from tests.support.random_runs import batch_of, config_of, shape, traced
 from tests.support.ranks import in_parallel, run_ranks
 from tests.support.training import assert_same, distances, fit, plain_reference, train_in_float64
@@ -47,14 +49,14 @@ class TestEveryAdapter:
         """Law 3: stopped half-way and gone on with, bit-identical; progressive PALs wake on both sides."""
         clean, _ = fit(tiny_run(**SETTINGS, adapter=kind, dropout=0.1, output_dir=tmp_path / "clean"), cache_dir)
         run = tiny_run(**SETTINGS, adapter=kind, dropout=0.1)
-        trainer = set_up(run, {}, cache_dir=cache_dir)
+        trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
         trainer.engine.model.train()
-        trainer.started = time.perf_counter()
-        for served in trainer.schedule.steps(0, STOP_AT):
+        trainer.log_window.started = time.perf_counter()
+        for served in trainer.run.schedule.steps(0, STOP_AT):
             trainer.step(served)
             trainer.state.step += 1
-        trainer.checkpoint()
-        trainer.report.close()
+        trainer.save()
+        trainer.run.report.close()
         trainer.engine.close()
         resumed, state = fit(run, cache_dir)
         assert state["step"] == STEPS
@@ -131,21 +133,21 @@ class TestProgressive:
     def test_sleep_and_waking(self, tiny_run, cache_dir: Path) -> None:
         """Law 2: asleep, bit-unchanged and without optimizer state; the top layer first, the last one half-way."""
         run = tiny_run(adapter="progressive_pal", max_steps=8, evaluate_every="none")
-        trainer = set_up(run, {}, cache_dir=cache_dir)
+        trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
         model, optimizer = trainer.engine.model, trainer.engine.optimizer
         names = {
             name: value for name, value in model.named_parameters() if ".attention.0." in name or "gates.0" in name
         }
         before = {name: value.detach().clone() for name, value in names.items()}
         awake = []
-        for served in trainer.schedule.steps(0, 8):
+        for served in trainer.run.schedule.steps(0, 8):
             trainer.step(served)
             trainer.state.step += 1
             awake.append(model.adapters["sst"].awake)
             for name, value in names.items() if awake[-1] == 1 else ():
                 assert torch.equal(value, before[name]), name
                 assert value not in optimizer.state
-        trainer.report.close()
+        trainer.run.report.close()
         trainer.engine.close()
         assert awake == [1, 1, 1, 1, 2, 2, 2, 2]
         moved = [name for name, value in names.items() if not torch.equal(value, before[name])]

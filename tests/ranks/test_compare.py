@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from pal_dist.cli import main
+from pal_dist.commands.train import train
 from pal_dist.config.resolve import resolve
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring.compare import compare, confusions, examine
@@ -34,7 +35,6 @@ from pal_dist.monitoring.compare.tables import (
     headlines,
     verdict_of,
 )
-from pal_dist.training.setup import train
 from tests.support.browser import browser
 from tests.support.tiny_run import make_tiny_run
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pal_dist.cli import main
-from pal_dist.commands.doctor import Diagnosis, examine, host, together
-from pal_dist.commands.doctor.findings import Finding, look
+from pal_dist.commands.doctor import Diagnosis, all_ranks, diagnose, host
+from pal_dist.commands.doctor.findings import Finding, run_check
 from pal_dist.config.resolve import resolve
 from pal_dist.training import run_folder
 from tests.support.ranks import run_ranks
@@ -28,16 +28,16 @@ def examined(output_dir: Path | str, cache_dir: Path, strategy: str = "auto", tr
         os.chdir(str(odd))
         output_dir, run_folder.SEEN_WITHIN = "runs", 1.0
     if odd and trouble == "parameters":
-        honest = together.Trainer.fit
+        honest = all_ranks.Trainer.fit
 
         def fit(self):  # type: ignore[no-untyped-def]
             state = honest(self)
             next(self.engine.model.parameters()).data.add_(1e-7)
             return state
 
-        together.Trainer.fit = fit  # type: ignore[method-assign]
+        all_ranks.Trainer.fit = fit  # type: ignore[method-assign]
     run, _ = resolve({"output_dir": str(output_dir), "strategy": strategy})
-    return examine(run, cache_dir=cache_dir, rank=int(odd))
+    return diagnose(run, cache_dir=cache_dir, rank=int(odd))
 
 
 def by_check(diagnosis: Diagnosis) -> dict[str, Finding]:
@@ -114,7 +114,7 @@ def test_a_check_that_fails_is_a_finding() -> None:
         yield Finding("first", "green", "seen")
         raise ZeroDivisionError("odd")
 
-    first, second = look("odd check", fails)
+    first, second = run_check("odd check", fails)
     assert first.level == "green"
     assert (second.check, second.level) == ("odd check", "red")
     assert "ZeroDivisionError: odd" in second.found

@@ -44,8 +44,8 @@ def tiny_run(tiny_bert: Path, small_data: Path, cold: Path, tmp_path: Path) -> A
 
 def ready(run: RunConfig, cache_dir: Path) -> Trainer:
     """Assembled and closed: what is on disk and in the trainer can be looked at."""
-    trainer = set_up(run, {}, cache_dir=cache_dir)
-    trainer.report.close()
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
+    trainer.run.report.close()
     trainer.engine.close()
     return trainer
 
@@ -57,10 +57,10 @@ def feature_files(folder: Path) -> set[Path]:
 def fit_in_float64(run: RunConfig, cache_dir: Path) -> tuple[dict[str, np.ndarray], Any]:
     """Train with a model that is in float64 from the start, features included."""
     pal_dist.training.setup.build_model = lambda *given: build_model(*given).double()  # type: ignore[attr-defined]
-    trainer = set_up(run, {}, cache_dir=cache_dir)
-    assert isinstance(trainer.train[0], FeatureCorpus) == (run.train.features == "auto")
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
+    assert isinstance(next(iter(trainer.run.corpora.train.values())), FeatureCorpus) == (run.train.features == "auto")
     state = trainer.fit()
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     return {name: value.numpy() for name, value in trainer.engine.values().items()}, (
         state.examples,
@@ -112,7 +112,7 @@ def test_the_encoder_rests_and_its_dropout_too(
     assert "encoder's dropout (0.3) is off, the heads' (0.3) is on" in said
     assert "of cached features" in said
     model: Any = trainer.engine.model.eval()
-    for task, corpus in zip(trainer.tasks, trainer.train, strict=True):
+    for task, corpus in zip(trainer.run.tasks, trainer.run.corpora.train.values(), strict=True):
         rows = np.arange(5, 12)
         texts = super(FeatureCorpus, corpus).batch(task.name, rows)  # type: ignore[misc]
         kept = corpus.batch(task.name, rows)
@@ -126,10 +126,10 @@ def test_the_encoder_rests_and_its_dropout_too(
             assert torch.equal(model.eval()(kept), model(kept))
     calls = []
     monkeypatch.setattr(Encoder, "forward", lambda *_, **__: calls.append(1))
-    trainer = set_up(trainer.run, {}, cache_dir=cold)
-    assert [len(trainer.micro_batches(served)) for served in trainer.schedule.steps(0, 2)] == [3, 3]
+    trainer = Trainer(set_up(trainer.config, {}, cache_dir=cold))
+    assert [len(trainer.run.micro_batches(served)) for served in trainer.run.schedule.steps(0, 2)] == [3, 3]
     state = trainer.fit()
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     assert calls == []
     assert state.best_step > 0

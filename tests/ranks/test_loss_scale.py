@@ -12,6 +12,7 @@ import torch
 from pal_dist.config.schema import RunConfig
 from pal_dist.distributed.precision import LossScale
 from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 from tests.support.ranks import run_ranks
 
 
@@ -32,7 +33,7 @@ def test_halved_and_doubled() -> None:
 
 
 def train(run: RunConfig, cache_dir: Path, scale: float, overflow_at: int = -1) -> Any:
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     engine = trainer.engine
     if scale:
         engine.scale = engine.backend.scale = LossScale(scale)
@@ -44,7 +45,7 @@ def train(run: RunConfig, cache_dir: Path, scale: float, overflow_at: int = -1) 
 
     engine.backend.backward = backward  # type: ignore[method-assign]
     trainer.fit()
-    trainer.report.close()
+    trainer.run.report.close()
     return {name: value.numpy() for name, value in engine.values().items()}, engine.scaler_state()
 
 

@@ -33,8 +33,8 @@ def arm(trainer: Trainer, place: str, micro_step: str) -> None:
     """Raise out of memory once, in one step, at the place and the first or last micro-step."""
     engine, model = trainer.engine, trainer.engine.model
     layers = model.get_submodule("bert.encoder.layer")
-    served = next(trainer.schedule.steps(FAULTY_STEP, FAULTY_STEP + 1))
-    wanted = 0 if micro_step == "first" else len(trainer.micro_batches(served)) - 1
+    served = next(trainer.run.schedule.steps(FAULTY_STEP, FAULTY_STEP + 1))
+    wanted = 0 if micro_step == "first" else len(trainer.run.micro_batches(served)) - 1
     state = {"passes": -1, "armed": True}
 
     def fail_once(*_: Any) -> None:
@@ -69,7 +69,7 @@ def arm(trainer: Trainer, place: str, micro_step: str) -> None:
 def train(
     run: RunConfig, cache_dir: Path, place: str = "", faulty: tuple[int, ...] = (), micro_step: str = "first"
 ) -> Any:
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     trainer.engine.model.double()
     trainer.engine.backend.buffer = trainer.engine.backend.buffer.double()
     if trainer.engine.rank in faulty:
@@ -77,7 +77,7 @@ def train(
     try:
         state = trainer.fit()
     finally:
-        trainer.report.close()
+        trainer.run.report.close()
     values = {name: value.detach().numpy() for name, value in trainer.engine.model.named_parameters()}
     return values, state.tokens_per_micro_batch, state.examples
 
@@ -158,7 +158,7 @@ def test_random_numbers_are_a_function_of_seed_step_and_rank() -> None:
 
 def test_checkpointing_comes_after_the_smallest_cut_and_then_the_end(tiny_run, cache_dir: Path) -> None:
     run = tiny_run(tokens_per_micro_batch=96, max_steps=1)
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     told: list[str] = []
     trainer.guard.on_change = told.append
     trainer.engine.model.get_submodule("bert.encoder.layer.0").register_forward_pre_hook(full)
@@ -167,7 +167,7 @@ def test_checkpointing_comes_after_the_smallest_cut_and_then_the_end(tiny_run, c
     assert "micro-batches of at most 48 tokens (were 96)" in told[0]
     assert "checkpointing" in told[-1]
     assert trainer.state.checkpoint_layers == 1
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
 
 
@@ -177,7 +177,7 @@ def test_a_full_card_is_survived(share: float, tiny_run, cache_dir: Path, tmp_pa
     results, highest = [], 0
     for limit in (None, share):
         run = tiny_run(output_dir=tmp_path / str(limit), tokens_per_micro_batch=800, max_steps=3, batch_size=16)
-        trainer = set_up(run, {}, cache_dir=cache_dir)
+        trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
         model = trainer.engine.model.double()
         with Tracker(model) as tracker:
             tracker.mark(model.parameters(), "parameters")
@@ -187,7 +187,7 @@ def test_a_full_card_is_survived(share: float, tiny_run, cache_dir: Path, tmp_pa
             trainer.fit()
         highest = highest or tracker.peak
         results.append(({name: value.detach().numpy() for name, value in model.named_parameters()}, trainer.state))
-        trainer.report.close()
+        trainer.run.report.close()
         trainer.engine.close()
     (plain, _), (capped, state) = results
     assert state.tokens_per_micro_batch < 800
@@ -195,11 +195,11 @@ def test_a_full_card_is_survived(share: float, tiny_run, cache_dir: Path, tmp_pa
 
 
 def train_under_zero(run: RunConfig, cache_dir: Path, place: str = "", faulty: tuple[int, ...] = ()) -> Any:
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     if trainer.engine.rank in faulty:
         arm(trainer, place, "last")
     state = trainer.fit()
-    trainer.report.close()
+    trainer.run.report.close()
     return {name: value.numpy() for name, value in trainer.engine.values().items()}, state.tokens_per_micro_batch
 
 
@@ -230,7 +230,7 @@ def test_dropout_is_the_same_when_layers_are_computed_again(tiny_run, cache_dir:
 
 def evaluate_on_a_small_card(run: RunConfig, cache_dir: Path) -> Any:
     """The second rank cannot hold more than 100 tokens at once."""
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     engine = trainer.engine
 
     def small(_: Any, arguments: tuple[Any, ...]) -> None:
@@ -241,8 +241,10 @@ def evaluate_on_a_small_card(run: RunConfig, cache_dir: Path) -> Any:
     for hook in (False, True):
         if hook:
             engine.model.register_forward_pre_hook(small)
-        found.append(predict(engine, trainer.tasks[0], trainer.train[0], budget=800).logits)
-    trainer.report.close()
+        found.append(
+            predict(engine, trainer.run.tasks[0], next(iter(trainer.run.corpora.train.values())), budget=800).logits
+        )
+    trainer.run.report.close()
     return found
 
 
@@ -254,8 +256,8 @@ def test_evaluation_halves_its_batches(tiny_run, cache_dir: Path) -> None:
 def plan_with_unequal_ranks(run: RunConfig, cache_dir: Path) -> Any:
     """The second rank has a fifth of the first one's memory."""
     Engine.hardware = lambda engine: Hardware("cpu", 3_000_000 if engine.rank else 15_000_000)  # type: ignore[method-assign]
-    trainer = set_up(run, {}, cache_dir=cache_dir)
-    trainer.report.close()
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
+    trainer.run.report.close()
     return trainer.state.tokens_per_micro_batch, trainer.state.checkpoint_layers
 
 
@@ -270,14 +272,14 @@ def test_every_rank_runs_the_plan_of_the_smallest(tiny_run, cache_dir: Path, tmp
 
 @pytest.mark.parametrize("memory", ["off", "plan_only"])
 def test_memory_can_be_left_alone(memory: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
-    trainer = set_up(tiny_run(memory=memory, tokens_per_micro_batch=None), {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(tiny_run(memory=memory, tokens_per_micro_batch=None), {}, cache_dir=cache_dir))
     planned = tmp_path / "run" / "memory.json"
     assert planned.exists() == (memory == "plan_only")
     if memory == "off":
         assert trainer.state.tokens_per_micro_batch == UNPLANNED_TOKENS
     else:
         assert json.loads(planned.read_text())["evidence"] is None
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from pal_dist.cli import main
 from pal_dist.commands.launch import fits, read_launch
 from pal_dist.commands.plan import Question, answer
+from pal_dist.commands.train import train
 from pal_dist.config.recipes import read_recipe, recipe_names
 from pal_dist.config.resolve import coerce, resolve, settings
 from pal_dist.config.schema import RunConfig
@@ -29,7 +30,8 @@ from pal_dist.optim.optimizers import learning_rate_factor
 from pal_dist.tasks.objectives import Classes, Score
 from pal_dist.tasks.registry import TASKS, Task
 from pal_dist.training.run_state import RunState
-from pal_dist.training.setup import set_up, train
+from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 from tests.ranks.test_run import train_and_read
 from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
@@ -149,10 +151,10 @@ def test_the_joint_recipe_goes_on_from_the_merged_model(
     train(run, origins, cache_dir=cache_dir)
     second, _ = forced("joint_finetune", tiny_bert, all_data, cache_dir, Path("runs/joint_finetune"))
     model = resolve({}, recipe="joint_finetune")[0].model.model
-    trainer = set_up(replace(second, model=replace(second.model, model=model)), {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(replace(second, model=replace(second.model, model=model)), {}, cache_dir=cache_dir))
     saved = load_file(tmp_path / "runs" / "individual_pretrain" / "model" / "model.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in trainer.engine.model.state_dict().items())
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     trainer.engine.release()
 

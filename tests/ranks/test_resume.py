@@ -13,9 +13,10 @@ import pytest
 
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import RankLostError, StoppedError, UserError
+from pal_dist.monitoring import run_files
 from pal_dist.training.checkpoint import checkpoints, newest_intact
-from pal_dist.training.preemption import STOP_FILE
 from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 from tests.support.ranks import Died, run_ranks
 from tests.support.training import SHARED_OUT, distances, fit, fit_until_killed
 
@@ -114,11 +115,11 @@ class TestDamage:
 
 def test_stopped_by_a_file(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     run = tiny_run(max_steps=5)
-    trainer = set_up(run, {}, cache_dir=cache_dir)
-    (tmp_path / "run" / STOP_FILE).touch()
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
+    (tmp_path / "run" / run_files.STOP).touch()
     with pytest.raises(StoppedError, match="stopped before step 1, as asked"):
         trainer.fit()
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     assert len(checkpoints(tmp_path / "run" / "checkpoints")) == 1
 

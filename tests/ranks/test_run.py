@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pal_dist.cli import main
+from pal_dist.commands.train import train
 from pal_dist.core.errors import UserError
 from pal_dist.distributed.precision import choose_precision
-from pal_dist.training.setup import set_up, train
+from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
@@ -40,9 +41,9 @@ def train_and_read(run: Any, cache_dir: Path, stop_after: int | None = None) -> 
             train(run, {}, cache_dir=cache_dir)
         except KeyboardInterrupt:
             return None
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     trainer.fit()
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     return {name: value.detach().numpy() for name, value in trainer.engine.model.named_parameters()}
 
@@ -81,7 +82,7 @@ class TestOneRun:
         scalars, images = set(events.Tags()["scalars"]), set(events.Tags()["images"])
         assert {"loss/sst", "train/learning_rate", "train/gradient_norm", "dev_pearson/sts",
                 "train/examples_per_second",
-                "train/useful_token_share", "train/memory_gigabytes", "dev_mean"} <= scalars  # fmt: skip
+                "train/useful_token_share", "train/memory_gib", "dev_mean"} <= scalars  # fmt: skip
         assert images == {"confusion/sst", "confusion/para"}
 
     def test_config_is_beside_the_run(self, finished: Path) -> None:
@@ -167,7 +168,7 @@ class TestOneRun:
         flags = {name: value for section in run.values() for name, value in section.items() if value is not None}
         flags["tasks"] = ",".join(flags["tasks"])
         main(["train", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))])
-        assert "going on after step 12" in capsys.readouterr().err
+        assert "resumed after step 12" in capsys.readouterr().err
         after = load_file(finished / "model" / "model.safetensors")
         assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -214,7 +215,7 @@ class TestResume:
 
 def one_task_steps(run: Any, cache_dir: Path) -> list[str]:
     """Names of parameters or moments that moved in a step that did not serve their task."""
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     engine, wrong = trainer.engine, []
 
     def snapshot(task: str) -> dict[str, torch.Tensor]:
@@ -223,15 +224,15 @@ def one_task_steps(run: Any, cache_dir: Path) -> list[str]:
                    for key, value in engine.optimizer.state.get(p, {}).items()}  # fmt: skip
         return {name: value.detach().clone() for name, value in {**values, **moments}.items()}
 
-    for served in trainer.schedule.steps(0, 9):
-        idle = [task.name for index, task in enumerate(trainer.tasks) if index != served[0][0]]
+    for served in trainer.run.schedule.steps(0, 9):
+        idle = [task.name for index, task in enumerate(trainer.run.tasks) if index != served[0][0]]
         before = {task: snapshot(task) for task in idle}
         trainer.step(served)
         trainer.state.step += 1
         for task in idle:
             after = snapshot(task)
             wrong += [name for name in after if not torch.equal(after[name], before[task][name])]
-    trainer.report.close()
+    trainer.run.report.close()
     engine.close()
     return wrong
 
@@ -263,12 +264,12 @@ def test_bf16_follows_fp32(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
         run = tiny_run(precision=precision, output_dir=tmp_path / precision)
-        trainer = set_up(run, {}, cache_dir=cache_dir)
+        trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
         trainer.fit()
-        trainer.report.close()
+        trainer.run.report.close()
         trainer.engine.close()
         assert {value.dtype for value in trainer.engine.model.parameters()} == {torch.float32}
-        batch = trainer.engine.to_device(trainer.train[0].batch("sst", np.arange(4)))
+        batch = trainer.engine.to_device(next(iter(trainer.run.corpora.train.values())).batch("sst", np.arange(4)))
         assert trainer.engine.forward(batch).dtype == torch.float32
         lines = (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
         losses[precision] = [entry["loss"]["sst"] for entry in map(json.loads, lines) if "loss" in entry]
@@ -304,10 +305,10 @@ def test_going_on_from_a_saved_model(tiny_run, cache_dir: Path, tmp_path: Path) 
     first = tiny_run(mode="pretrain", output_dir=tmp_path / "first")
     train(first, {}, cache_dir=cache_dir)
     second = tiny_run(model=tmp_path / "first" / "model", output_dir=tmp_path / "second")
-    trainer = set_up(second, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(second, {}, cache_dir=cache_dir))
     saved = load_file(tmp_path / "first" / "model" / "model.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in trainer.engine.model.state_dict().items())
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
 
 
@@ -362,13 +363,13 @@ def test_useful_share_on_the_real_data(shared: Path, minilm: Path, tmp_path: Pat
     flags = {"data_dir": str(shared / "data"), "model": str(minilm), "cache_dir": str(tmp_path), "epochs": "1",
              "output_dir": str(tmp_path / "run")}  # fmt: skip
     run = resolve(flags)[0]
-    trainer = set_up(run, {}, cache_dir=tmp_path)
-    sampling = trainer.schedule.sampling
+    trainer = Trainer(set_up(run, {}, cache_dir=tmp_path))
+    sampling = trainer.run.schedule.sampling
     for kind in ("round_robin", "random", "proportional", "sqrt", "annealed"):
         for step_tasks in ("all", "one"):
-            trainer.schedule.sampling = replace(sampling, kind=kind, step_tasks=step_tasks)
-            trainer.schedule._order.cache_clear()
-            assert planned_share(trainer, steps=10_000)[0] >= 0.95, (kind, step_tasks)
-            trainer.total_steps = trainer.schedule.sampling.steps_per_epoch
-    trainer.report.close()
+            trainer.run.schedule.sampling = replace(sampling, kind=kind, step_tasks=step_tasks)
+            trainer.run.schedule._order.cache_clear()
+            assert planned_share(trainer.run, steps=10_000)[0] >= 0.95, (kind, step_tasks)
+            trainer.run.total_steps = trainer.run.schedule.sampling.steps_per_epoch
+    trainer.run.report.close()
     trainer.engine.close()

@@ -11,6 +11,7 @@ import torch
 
 from pal_dist.config.schema import RunConfig
 from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 from tests.support.ranks import run_ranks
 from tests.support.training import Parameters, assert_same, plain_reference, train_in_float64
 
@@ -48,11 +49,11 @@ def test_same_gradient(case: str, tiny_run, cache_dir: Path, tmp_path: Path) -> 
 
 def first_gradient(run: RunConfig, cache_dir: Path) -> Parameters:
     """The gradient of the first step in float32, summed over the ranks, before clipping and the update."""
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     engine = trainer.engine
     engine.step = lambda **_: (engine.backend.reduce(), torch.zeros(()))[1]  # type: ignore[method-assign,assignment]
-    trainer.step(next(trainer.schedule.steps(0, 1)))
-    trainer.report.close()
+    trainer.step(next(trainer.run.schedule.steps(0, 1)))
+    trainer.run.report.close()
     engine.close()
     return {name: value.grad.numpy() for name, value in engine.model.named_parameters() if value.grad is not None}
 

@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 
 from pal_dist.cli import main
+from pal_dist.commands.train import train
 from pal_dist.core.errors import DoesNotFitError, StoppedError, UserError
+from pal_dist.monitoring.run_files import STATUS
 from pal_dist.monitoring.status import SILENT_SECONDS, runs_below, status_of
-from pal_dist.monitoring.status_file import FILE, Entry, StatusFile, read_status
-from pal_dist.training.setup import set_up, train
+from pal_dist.monitoring.status_file import Entry, StatusFile, read_status
+from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 
 
 def rewrite(folder: Path, **changes: object) -> None:
     entry = read_status(folder)
     assert entry is not None
-    (folder / FILE).write_text(json.dumps(asdict(replace(entry, **changes))))  # type: ignore[arg-type]
+    (folder / STATUS).write_text(json.dumps(asdict(replace(entry, **changes))))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert found.dev["dev_mean"] == results["dev_mean"]
     main(["status", str(finished)])
     said = capsys.readouterr().out
-    for words in ("state", "finished", "6 of 6 (100%)", "examples/s", "GB", f"mean {results['dev_mean']:.4f}"):
+    for words in ("state", "finished", "6 of 6 (100%)", "examples/s", "GiB", f"mean {results['dev_mean']:.4f}"):
         assert words in said
     assert "left" not in said
     main(["status", str(finished), "--json", "true"])
@@ -48,7 +51,7 @@ def test_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_while_it_runs(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     """What is seen from outside at each step is what the trainer knows inside."""
-    trainer = set_up(tiny_run(log_every=1, evaluate_every="3"), {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(tiny_run(log_every=1, evaluate_every="3"), {}, cache_dir=cache_dir))
     folder = tmp_path / "run"
     assert status_of(folder).verdict == "starting"
     seen = []
@@ -61,7 +64,7 @@ def test_while_it_runs(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
 
     trainer.step = step  # type: ignore[method-assign]
     trainer.fit()
-    trainer.report.close()
+    trainer.run.report.close()
     assert {verdict for verdict, _ in seen} <= {"starting", "training", "evaluating", "saving"}
     assert all(0 <= behind <= 3 for _, behind in seen)
 
@@ -119,14 +122,14 @@ def test_a_run_elsewhere(finished: Path) -> None:
     rewrite(finished, **elsewhere, updated=time.time() - 2 * SILENT_SECONDS)
     assert status_of(finished).verdict == "silent"
     slow = {"step": 3, "loss": {"sst": 1.0}, "seconds_left": 597 * SILENT_SECONDS, "examples_per_second": 1.0,
-            "tokens_per_second": 9.0, "memory_gigabytes": 1.0}  # fmt: skip
+            "tokens_per_second": 9.0, "memory_gib": 1.0}  # fmt: skip
     (finished / "metrics.jsonl").write_text(json.dumps(slow) + "\n" + '{"step": 4, "lo')
     assert status_of(finished).verdict == "training"
 
 
 def test_folders_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / FILE).write_text("{")
+    (tmp_path / "odd" / STATUS).write_text("{")
     for folder in (tmp_path / "odd", tmp_path / "none"):
         with pytest.raises(UserError):
             status_of(folder)
@@ -142,6 +145,6 @@ def test_entries_are_whole_or_old(tmp_path: Path) -> None:
     for step in range(5):
         book.write("training", step)
         assert isinstance(read_status(tmp_path), Entry)
-    assert not [path for path in tmp_path.iterdir() if path.name != FILE]
+    assert not [path for path in tmp_path.iterdir() if path.name != STATUS]
     assert read_status(tmp_path) is not None
     assert book.entry.pid == os.getpid()

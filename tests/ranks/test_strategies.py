@@ -16,6 +16,7 @@ from pal_dist.models.multi_task import MultiTaskBert, model_config
 from pal_dist.models.pretrained import read_model_config
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 from tests.support.ranks import run_ranks
 from tests.support.training import SHARED_OUT, Parameters, distances, fit_quietly, plain_reference
 
@@ -64,12 +65,12 @@ def test_alone(strategy: str, tiny_run, cache_dir: Path) -> None:
 
 def fit_with_other_tasks_on_the_other_rank(run: RunConfig, cache_dir: Path) -> Parameters:
     """The second rank goes through its micro-batches, and so through the tasks, from the last to the first."""
-    trainer = set_up(run, {}, cache_dir=cache_dir)
-    honest = trainer.micro_batches
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
+    honest = trainer.run.micro_batches
     if trainer.engine.rank:
-        trainer.micro_batches = lambda served: honest(served)[::-1]  # type: ignore[method-assign]
+        trainer.run.micro_batches = lambda served: honest(served)[::-1]  # type: ignore[method-assign]
     trainer.fit()
-    trainer.report.close()
+    trainer.run.report.close()
     return {name: value.detach().numpy().copy() for name, value in trainer.engine.values().items()}
 
 
@@ -90,9 +91,9 @@ def test_different_tasks_on_different_ranks(tiny_run, cache_dir: Path, tmp_path:
 
 def bytes_held(run: RunConfig, cache_dir: Path) -> int:
     """Of all tensors that are alive between two steps, each storage once."""
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     trainer.engine.model.train()
-    for served in trainer.schedule.steps(0, 2):
+    for served in trainer.run.schedule.steps(0, 2):
         trainer.step(served)
         trainer.state.step += 1
     gc.collect()
@@ -101,7 +102,7 @@ def bytes_held(run: RunConfig, cache_dir: Path) -> int:
         if isinstance(found, torch.Tensor):
             local = found.to_local() if isinstance(found, DTensor) else found
             held[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     return sum(held.values())
 

@@ -15,6 +15,7 @@ from pal_dist.optim.task_weighting import LEARNED_VARIANCES, LearnedVariances, t
 from pal_dist.tasks.objectives import Binary, Classes, Score
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 from tests.support.ranks import run_ranks
 from tests.support.training import fit
 
@@ -23,19 +24,19 @@ Gradients = dict[str, np.ndarray]
 
 def gradients(run: RunConfig, cache_dir: Path) -> tuple[Gradients, Gradients]:
     """The third step's gradient summed over ranks, and the same by the weighting's formula over whole batches."""
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     engine, model = trainer.engine, trainer.engine.model
     if run.balance.weighting == LEARNED_VARIANCES:  # not at birth, where every variance is 1
         for parameter, value in zip(model.get_submodule(LEARNED_VARIANCES).parameters(), (0.5, -0.3, 0.2), strict=True):
             torch.nn.init.constant_(parameter, value)
     engine.step = lambda **_: (engine.backend.reduce(), torch.zeros(()))[1]  # type: ignore[method-assign,assignment]
-    served = next(iter(trainer.schedule.steps(2, 3)))
+    served = next(iter(trainer.run.schedule.steps(2, 3)))
     trainer.step(served)
     found = {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
     total = torch.zeros(())
     for index, rows in served:
-        task, corpus = trainer.tasks[index], trainer.train[index]
+        task, corpus = trainer.run.tasks[index], list(trainer.run.corpora.train.values())[index]
         batch = corpus.batch(task.name, rows)
         mean = task.objective.loss(model(batch), batch.labels_B) / len(rows)
         if run.balance.weighting == "scale":
@@ -51,7 +52,7 @@ def gradients(run: RunConfig, cache_dir: Path) -> tuple[Gradients, Gradients]:
         total = total + mean / len(served)
     total.backward()
     expected = {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
-    trainer.report.close()
+    trainer.run.report.close()
     engine.close()
     return found, expected
 

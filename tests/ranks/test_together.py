@@ -20,6 +20,7 @@ from pal_dist.core.errors import DoesNotFitError, RankLostError, UserError
 from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.process_group import HUNG, LOST
 from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 from tests.support.ranks import Died, run_ranks
 
 SECONDS = 30
@@ -32,7 +33,7 @@ def train(run: RunConfig, cache_dir: Path, trouble: str = "") -> Any:
         run = replace(run, optimizer=replace(run.optimizer, learning_rate=0.5))
     if odd and trouble == "world":
         os.environ["WORLD_SIZE"] = "3"
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     honest = trainer.step
 
     def step(served: Any) -> Any:
@@ -45,8 +46,8 @@ def train(run: RunConfig, cache_dir: Path, trouble: str = "") -> Any:
 
     trainer.step = step  # type: ignore[method-assign]
     if odd and trouble == "task":
-        steps = trainer.schedule.steps
-        trainer.schedule.steps = lambda *ends: (served[::-1] for served in steps(*ends))  # type: ignore[method-assign,assignment]
+        steps = trainer.run.schedule.steps
+        trainer.run.schedule.steps = lambda *ends: (served[::-1] for served in steps(*ends))  # type: ignore[method-assign,assignment]
     if odd and trouble == "shape":
         trainer.state.tokens_per_micro_batch //= 2
     if odd and trouble == "memory":
@@ -177,7 +178,7 @@ def test_restarted_by_torchrun(tiny_bert: Path, small_data: Path, cache_dir: Pat
     ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300,
                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    assert "going on after step 4" in ended.stderr
+    assert "resumed after step 4" in ended.stderr
     assert (tmp_path / "run" / "results.json").is_file()
 
 

@@ -28,13 +28,13 @@ Parameters = dict[str, np.ndarray]
 
 def train_in_float64(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[str, Any]]:
     """What `pal-dist train` does, with a model in float64."""
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     trainer.engine.model.double()
     trainer.engine.backend.buffer = trainer.engine.backend.buffer.double()
     if trainer.engine.task_gradients is not None:
-        trainer.engine.separate_task_gradients(len(trainer.tasks))
+        trainer.engine.separate_task_gradients(len(trainer.run.tasks))
     state = trainer.fit()
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     values = {name: value.detach().numpy() for name, value in trainer.engine.model.named_parameters()}
     return values, {"examples": state.examples, "useful_tokens": state.useful_tokens, "metrics": state.best_metrics}
@@ -86,10 +86,10 @@ def assert_same(found: Parameters, expected: Parameters, tolerance: float = 1e-1
 
 
 def fit_quietly(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[str, Any]]:
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     state = trainer.fit()
     values = {name: value.detach().float().numpy().copy() for name, value in trainer.engine.values().items()}
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     return values, state.best_metrics
 
@@ -108,7 +108,7 @@ def distances(found: Parameters, expected: Parameters) -> tuple[float, float]:
 
 def fit(run: RunConfig, cache_dir: Path, stop_at: int | None = None) -> tuple[Parameters, dict[str, Any]]:
     """Train to the end, or ask to be stopped before the step after `stop_at`."""
-    trainer = set_up(run, {}, cache_dir=cache_dir)
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     step = trainer.step
 
     def watched(served: Any) -> Any:
@@ -120,7 +120,7 @@ def fit(run: RunConfig, cache_dir: Path, stop_at: int | None = None) -> tuple[Pa
     with trainer.preemption:
         state = trainer.fit()
     values = {name: value.detach().float().numpy().copy() for name, value in trainer.engine.values().items()}
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
     return values, {"metrics": state.best_metrics, "examples": state.examples, "step": state.step}
 
@@ -133,7 +133,7 @@ def fit_until_killed(run: RunConfig, cache_dir: Path, place: str, step: int) -> 
     """Every rank kills itself, as a batch system would, at a place of a step."""
     honest_step, honest_predict, honest_save = (
         Trainer.step,
-        pal_dist.training.trainer.predict,
+        pal_dist.training.evaluate.predict,
         pal_dist.training.checkpoint.save_file,
     )
     reached: list[int] = [0]
@@ -152,7 +152,7 @@ def fit_until_killed(run: RunConfig, cache_dir: Path, place: str, step: int) -> 
 
     Trainer.step = watched  # type: ignore[method-assign]
     pal_dist.training.checkpoint.save_file = half_a_file  # type: ignore[assignment]
-    pal_dist.training.trainer.predict = (  # type: ignore[assignment]
+    pal_dist.training.evaluate.predict = (  # type: ignore[assignment]
         lambda *args, **kwargs: (
             die() if place == "evaluation" and reached[0] >= step else honest_predict(*args, **kwargs)
         )

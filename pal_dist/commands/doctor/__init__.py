@@ -13,15 +13,21 @@ from pathlib import Path
 
 import torch
 
-from pal_dist.commands.doctor import gpus, host, together
-from pal_dist.commands.doctor.findings import LEVELS, Finding, look
+from pal_dist.commands.doctor import all_ranks, devices, host
+from pal_dist.commands.doctor.findings import LEVELS, Finding, run_check
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.console import table
 from pal_dist.distributed.engine import Engine
-from pal_dist.training.trainer import Trainer
+from pal_dist.training.run import Run
 
 TRIAL = ".doctor"
 """Folder of the trial run, below the run's own."""
+
+VERDICTS = {
+    "green": "all is well",
+    "yellow": "it will work, with the drawbacks above",
+    "red": "a run would fail here: mend what is red first",
+}
 
 
 @dataclass(frozen=True)
@@ -42,77 +48,77 @@ class Diagnosis:
 
     def text(self) -> str:
         rows = [[finding.level, finding.check, finding.found.replace("\n", " ")] for finding in self.findings]
-        lines = [table(["", "check", "found"], rows), ""]
-        lines += [f"{finding.level}: {finding.check}: {finding.cure}" for finding in self.findings if finding.cure]
-        verdict = {"green": "all is well", "yellow": "it will work, with the drawbacks above",
-                   "red": "a run would fail here: mend what is red first"}[self.level]  # fmt: skip
-        return "\n".join([*lines, verdict])
+        cures = [f"{finding.level}: {finding.check}: {finding.cure}" for finding in self.findings if finding.cure]
+        return "\n".join([table(["", "check", "found"], rows), "", *cures, VERDICTS[self.level]])
 
     def json(self) -> str:
         return json.dumps({"level": self.level, "findings": [asdict(finding) for finding in self.findings]})
 
 
-def examine(run: RunConfig, *, cache_dir: Path, rank: int = 0) -> Diagnosis:
-    """Look at this machine, then at all ranks together; every rank must call it. `rank` is the launcher's word."""
-    base = Path(run.train.output_dir or "runs").expanduser()
-    folder = base / TRIAL
+def diagnose(config: RunConfig, *, cache_dir: Path, rank: int = 0) -> Diagnosis:
+    """Look at this machine, then at all ranks together. Every rank must call it.
+
+    Args:
+        rank: this process's, as the launcher says: known even where the ranks cannot meet.
+    """
+    output_dir = Path(config.train.output_dir or "runs").expanduser()
+    folder = output_dir / TRIAL
     if rank == 0:
         shutil.rmtree(folder, ignore_errors=True)
-    cache = Path(run.data.cache_dir).expanduser() if run.data.cache_dir else cache_dir
-    said = io.StringIO()
-    trainer: list[Trainer] = []
+    cache = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else cache_dir
+    not_shown = io.StringIO()  # the trial run's own words
+    runs: list[Run] = []
 
-    def meet() -> Iterator[Finding]:
-        with redirect_stderr(said):
-            trainer.append(together.start(run, folder, cache))
+    def start() -> Iterator[Finding]:
+        with redirect_stderr(not_shown):
+            runs.append(all_ranks.start(config, folder, cache))
         yield from ()
 
-    failed = look("start", meet)
-    engine = trainer[0].engine if trainer else None
-    mine = [*local(run, engine, base, cache), *failed]
+    failures = run_check("start", start)
+    engine = runs[0].engine if runs else None
+    own = [*check_machine(config, engine, output_dir, cache), *failures]
     if engine is None:
-        return Diagnosis(tuple(mine), is_main=rank == 0)
-    everyone = engine.gather((socket.gethostname(), mine))
+        return Diagnosis(tuple(own), is_main=rank == 0)
+    by_rank = engine.gather((socket.gethostname(), own))
     shared = [
-        *look("ranks", lambda: together.ranks(engine, base)),
-        *look("speed", lambda: together.speeds(engine)),
+        *run_check("ranks", lambda: all_ranks.ranks(engine, output_dir)),
+        *run_check("speed", lambda: all_ranks.speeds(engine)),
     ]
-    with redirect_stderr(said):
-        shared += look("training", lambda: together.training(trainer[0]))
-        together.leave(trainer[0], folder)
-    return Diagnosis((*merged(everyone), *shared), is_main=engine.is_main)
+    with redirect_stderr(not_shown):
+        shared += run_check("training", lambda: all_ranks.training(runs[0]))
+        all_ranks.clean_up(runs[0], folder)
+    return Diagnosis((*merged(by_rank), *shared), is_main=engine.is_main)
 
 
-def local(run: RunConfig, engine: Engine | None, base: Path, cache: Path) -> list[Finding]:
+def check_machine(config: RunConfig, engine: Engine | None, output_dir: Path, cache: Path) -> list[Finding]:
     """What one process finds on its own machine."""
     device = engine.device if engine else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     local_ranks = engine.group.local_ranks if engine else 1
     nodes = engine.ranks // local_ranks if engine else 1
     return [
-        *look("versions", host.versions),
-        *look("GPU", lambda: gpus.devices(run.train.precision)),
-        *look("8-bit optimizers", lambda: gpus.optimizers(device)),
-        *look("compilers", gpus.operations),
-        *look("processors", lambda: host.processors(local_ranks)),
-        *look("host memory", lambda: host.memory(local_ranks)),
-        *look("shared memory", lambda: host.shared_memory(torch.cuda.device_count())),
-        *look("output_dir", lambda: host.folder("output_dir", base)),
-        *look("cache_dir", lambda: host.folder("cache_dir", cache)),
-        *look("host name", lambda: host.names(nodes)),
-        *look("limits", host.limits),
+        *run_check("versions", host.versions),
+        *run_check("GPU", lambda: devices.gpus(config.train.precision)),
+        *run_check("8-bit optimizers", lambda: devices.eight_bit_optimizers(device)),
+        *run_check("compilers", devices.compilers),
+        *run_check("processors", lambda: host.processors(local_ranks)),
+        *run_check("host memory", lambda: host.memory(local_ranks)),
+        *run_check("shared memory", lambda: host.shared_memory(torch.cuda.device_count())),
+        *run_check("output_dir", lambda: host.folder("output_dir", output_dir)),
+        *run_check("cache_dir", lambda: host.folder("cache_dir", cache)),
+        *run_check("host name", lambda: host.names(nodes)),
+        *run_check("limits", host.limits),
     ]
 
 
-def merged(everyone: list[tuple[str, list[Finding]]]) -> list[Finding]:
+def merged(by_rank: list[tuple[str, list[Finding]]]) -> list[Finding]:
     """Rank 0's findings, and what other hosts found otherwise that is not green, with their names."""
-    first_host, first = everyone[0]
-    found = list(first)
-    known = {(finding.check, finding.level) for finding in first}
-    for name, theirs in everyone[1:]:
+    first_host, first = by_rank[0]
+    findings = list(first)
+    levels = {(finding.check, finding.level) for finding in first}
+    for name, theirs in by_rank[1:]:
         for finding in theirs:
-            key = (finding.check, finding.level)
-            if finding.level != "green" and (name != first_host or key not in known):
-                told = replace(finding, check=f"{finding.check} ({name})")
-                if told not in found:
-                    found.append(told)
-    return found
+            same_as_rank_0 = name == first_host and (finding.check, finding.level) in levels
+            named = replace(finding, check=f"{finding.check} ({name})")
+            if finding.level != "green" and not same_as_rank_0 and named not in findings:
+                findings.append(named)
+    return findings

@@ -23,15 +23,14 @@ class Finding:
     cure: str = ""
 
 
-def look(check: str, function: Callable[[], Iterator[Finding]]) -> list[Finding]:
+def run_check(check: str, function: Callable[[], Iterator[Finding]]) -> list[Finding]:
     """All findings of a check; one that fails is itself a finding, and the others go on."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     try:
-        found.extend(function())
+        findings.extend(function())
     except UserError as error:
-        found.append(Finding(check, "red", str(error), "the message says it"))
+        findings.append(Finding(check, "red", str(error), "the message says it"))
     except Exception as error:  # a doctor does not fall ill with the patient
-        found.append(
-            Finding(check, "red", f"{type(error).__name__}: {error}"[:400], "this check itself failed: report it")
-        )
-    return found
+        what = f"{type(error).__name__}: {error}"[:400]
+        findings.append(Finding(check, "red", what, "this check itself failed: report it"))
+    return findings

@@ -48,27 +48,27 @@ def versions() -> Iterator[Finding]:
 
 def processors(local_ranks: int) -> Iterator[Finding]:
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    found = f"{cores} cores for {local_ranks} processes of {threads} threads"
+    what = f"{cores} cores for {local_ranks} processes of {threads} threads"
     if threads * local_ranks > cores:
         cure = f"OMP_NUM_THREADS={max(1, cores // local_ranks)}; the launch scripts set it"
-        yield Finding("processors", "yellow", found, cure)
+        yield Finding("processors", "yellow", what, cure)
     else:
-        yield Finding("processors", "green", found)
+        yield Finding("processors", "green", what)
 
 
 def memory(local_ranks: int) -> Iterator[Finding]:
     """What the host has left, or what the job's control group allows where that is less."""
     free = psutil.virtual_memory().available
     limit, used, kills = control_group()
-    found = f"{gib(free)} available"
+    what = f"{gib(free)} available"
     if limit is not None:
         free = min(free, limit - used)
-        found += f"; this job may use {gib(limit)}, of which {gib(used)} are taken"
+        what += f"; this job may use {gib(limit)}, of which {gib(used)} are taken"
     if free < LITTLE_MEMORY * local_ranks:
         cure = "ask for more (Slurm: --mem), or start fewer processes; without offload"
-        yield Finding("host memory", "yellow", f"{found}, for {local_ranks} processes", cure)
+        yield Finding("host memory", "yellow", f"{what}, for {local_ranks} processes", cure)
     else:
-        yield Finding("host memory", "green", found)
+        yield Finding("host memory", "green", what)
     if kills:
         cure = "the host's memory (not the GPU's) was full: ask for more, or start fewer processes"
         yield Finding("host memory", "yellow", f"the kernel has killed {kills} processes of this job already", cure)
@@ -139,14 +139,14 @@ def names(nodes: int) -> Iterator[Finding]:
         cure = f"the other processes could not reach it: a line `ADDRESS {host}` in /etc/hosts, or GLOO_SOCKET_IFNAME"
         yield Finding("host name", "red" if nodes > 1 else "yellow", f"{host} has no address", cure)
         return
-    found = f"{host} is {address}"
+    what = f"{host} is {address}"
     if nodes > 1 and address.startswith("127."):
         cure = (
             "other nodes cannot call that: export GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (see `ip -brief address`)"
         )
-        yield Finding("host name", "yellow", found, cure)
+        yield Finding("host name", "yellow", what, cure)
     else:
-        yield Finding("host name", "green", found)
+        yield Finding("host name", "green", what)
 
 
 def limits() -> Iterator[Finding]:

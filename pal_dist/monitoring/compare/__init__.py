@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pal_dist import __version__
+from pal_dist.config.resolve import names_where
 from pal_dist.core.atomic_io import explain_full_disk, write_text
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring.compare.figures import draw_curves, looks
-from pal_dist.monitoring.compare.runs import OF_NO_GROUP, Group, Run, differing, find_runs, group_runs
+from pal_dist.monitoring.compare.runs import Group, Run, differing, find_runs, group_runs
 from pal_dist.monitoring.compare.tables import (
     Table,
     command,
@@ -51,7 +52,7 @@ class Comparison:
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         runs, differ = self.runs, differing(self.runs)
-        common = [name for name in runs[0].values if name not in differ and name not in OF_NO_GROUP]
+        common = [name for name in runs[0].values if name not in differ and name not in names_where(same_group=True)]
         environment = Environment(
             loader=PackageLoader("pal_dist.monitoring.compare", "."), autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,

@@ -10,16 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pal_dist.config.resolve import format_value, settings
+from pal_dist.config.resolve import format_value, names_where, settings
 from pal_dist.core.errors import UserError
+from pal_dist.monitoring import run_files
 from pal_dist.monitoring.status import Status, status_of
-from pal_dist.monitoring.status_file import FILE
-
-OF_NO_GROUP = {
-    "seed", "output_dir", "cache_dir", "data_dir", "resume", "log_every", "save_every", "keep_checkpoints",
-    "hang_minutes",
-}  # fmt: skip
-"""Settings in which runs of one group may differ. What lies in `data_dir` is told by the hashes of the corpora."""
 
 MEAN = "mean"
 """The column of the mean over tasks."""
@@ -52,10 +46,16 @@ class Run:
         return self.results is not None
 
     @property
+    def headline(self) -> dict[str, str]:
+        """Name of each task's headline metric. Finished runs only."""
+        assert self.results is not None
+        return dict(self.results.get("headline") or run_files.first_metrics(self.results["dev"]))
+
+    @property
     def scores(self) -> dict[str, float]:
         """Headline dev metric of each task and, of several, their mean; of the kept model. Finished runs only."""
         assert self.results is not None
-        return _with_mean(self.results["dev"], self.results["dev_mean"])
+        return _with_mean(self.results["dev"], self.headline, self.results["dev_mean"])
 
     @property
     def mean(self) -> float:
@@ -64,10 +64,10 @@ class Run:
         return float(self.results["dev_mean"]) if self.results["dev"] else -math.inf
 
 
-def _with_mean(dev: Mapping[str, Mapping[str, float]], mean: float) -> dict[str, float]:
+def _with_mean(dev: Mapping[str, Mapping[str, float]], headline: Mapping[str, str], mean: float) -> dict[str, float]:
     """Each task's headline metric; the mean says something only where there are several."""
-    found = {task: float(next(iter(values.values()))) for task, values in dev.items()}
-    return found | ({MEAN: float(mean)} if len(found) > 1 else {})
+    scores = {task: float(dev[task][metric]) for task, metric in headline.items() if task in dev}
+    return scores | ({MEAN: float(mean)} if len(scores) > 1 else {})
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,13 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     for place in folders:
         if not place.is_dir():
             raise UserError(f"{place}: there is no such folder")
-        inside = [place] if (place / FILE).is_file() or (place / "config.json").is_file() else [
-            path.parent for path in sorted(place.rglob(FILE), key=_natural)
-        ]  # fmt: skip
+        is_run = (place / run_files.STATUS).is_file() or (place / run_files.CONFIG).is_file()
+        below = sorted(place.rglob(run_files.STATUS), key=_natural)
+        inside = [place] if is_run else [path.parent for path in below]
         if not inside:
-            raise UserError(f"{place}: expected a run's folder or a folder of runs, found neither (no {FILE} in it)")
+            raise UserError(
+                f"{place}: expected a run's folder or a folder of runs, found neither (no {run_files.STATUS} in it)"
+            )
         for folder in inside:
             if folder.resolve() not in found:
                 found[folder.resolve()] = read_run(folder)
@@ -126,26 +128,21 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def read_run(folder: Path) -> Run:
     """Raises UserError where the folder is no run's, or what it holds is damaged."""
     status = status_of(folder)
-    written = _read(folder / "config.json")
+    written = _read(folder / run_files.CONFIG)
     try:
         given = {name: value for section in written["values"].values() for name, value in section.items()}
     except (KeyError, AttributeError):
         raise UserError(f"{folder / 'config.json'}: expected the settings of a run, found something else") from None
     defaults = {name: json.loads(json.dumps(setting.default)) for name, setting in settings().items()}
-    results = _read(folder / "results.json") if status.verdict == "finished" else None
+    results = _read(folder / run_files.RESULTS) if status.verdict == "finished" else None
     losses: dict[str, Curve] = {}
     dev: dict[str, Curve] = {}
     confusion = {}
-    path = folder / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the line that is being written just now, or that a crash cut short
-            continue
+    for entry in run_files.read_metrics(folder):
         for task, value in entry.get("loss", {}).items():
             losses.setdefault(task, {})[entry["step"]] = value
         if entry.get("dev"):
-            for name, value in _with_mean(entry["dev"], entry["dev_mean"]).items():
+            for name, value in _with_mean(entry["dev"], entry["headline"], entry["dev_mean"]).items():
                 dev.setdefault(name, {})[entry["step"]] = value
             confusion[entry["step"]] = entry.get("confusion", {})
     return Run(
@@ -164,13 +161,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _key(run: Run) -> str:
-    kept = {name: value for name, value in run.values.items() if name not in OF_NO_GROUP}
+    kept = {name: value for name, value in run.values.items() if name not in names_where(same_group=True)}
     return json.dumps([kept, run.content], sort_keys=True)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """Settings, of those that make a group, in which the runs are not all alike."""
-    names = dict.fromkeys(name for run in runs for name in run.values if name not in OF_NO_GROUP)
+    names = dict.fromkeys(name for run in runs for name in run.values if name not in names_where(same_group=True))
     return [name for name in names if any(run.values.get(name) != runs[0].values.get(name) for run in runs)]
 
 

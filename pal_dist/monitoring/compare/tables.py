@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from pal_dist.config.resolve import format_value, settings
 from pal_dist.core.console import duration
+from pal_dist.core.units import GIBIBYTE
 from pal_dist.monitoring.compare.runs import MEAN, Group, Run, told
 from pal_dist.monitoring.compare.significance import LEVEL, Difference, holm, welch
 
@@ -50,10 +51,7 @@ def columns_of(groups: Sequence[Group]) -> list[str]:
 
 def headlines(groups: Sequence[Group]) -> dict[str, str]:
     """Name of each task's headline metric."""
-    return {
-        task: next(iter(values))
-        for group in groups for run in group.counted for task, values in (run.results or {})["dev"].items()
-    }  # fmt: skip
+    return {task: name for group in groups for run in group.counted for task, name in run.headline.items()}
 
 
 def numbers(values: Sequence[float], form: Callable[[float], str]) -> str:
@@ -159,7 +157,7 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "training": ("seconds", duration),
     "examples/s": ("examples_per_second", "{:,.1f}".format),
     "useful tokens": ("useful_token_share", "{:.1%}".format),
-    "peak GB": ("peak_memory_bytes", lambda value: f"{value / 1e9:.2f}"),
+    "peak GiB": ("peak_memory_bytes", lambda value: f"{value / GIBIBYTE:.2f}"),
     "steps": ("steps", "{:,.0f}".format),
     "parameters": ("parameters", "{:,.0f}".format),
 }

@@ -8,13 +8,13 @@ import time
 
 from pal_dist.training.preemption import Preemption
 
-wish = Preemption.wish
+request = Preemption.request
 
 
 def slowly(self: Preemption) -> int:
     if "SLURM_RESTART_COUNT" not in os.environ:
         time.sleep(float(os.environ["PAL_DIST_TEST_STEP_SECONDS"]))
-    return wish(self)
+    return request(self)
 
 
-Preemption.wish = slowly
+Preemption.request = slowly

@@ -26,6 +26,8 @@ from pal_dist.memory.search import (
     fastest,
     largest_that_fits,
 )
+from pal_dist.training.setup import set_up
+from pal_dist.training.trainer import Trainer
 from tests.support.limits import outcome
 from tests.support.random_runs import random_run, shape
 from tests.support.ranks import in_parallel
@@ -192,34 +194,33 @@ def test_a_run_that_cannot_fit_is_refused_before_step_one(
     tiny_run, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pal_dist.distributed.engine import Engine
-    from pal_dist.training.setup import set_up
+    from pal_dist.training.trainer import Trainer
 
     monkeypatch.setattr(Engine, "hardware", lambda _: Hardware("cpu", 300_000))
     run = tiny_run()
     with pytest.raises(DoesNotFitError, match=r"does not fit: it needs .* MiB .*--memory off tries it all the same"):
         set_up(run, {}, cache_dir=cache_dir)
     assert not Path(str(run.train.output_dir)).exists()
-    trainer = set_up(tiny_run(memory="off"), {}, cache_dir=cache_dir)
-    trainer.report.close()
+    trainer = Trainer(set_up(tiny_run(memory="off"), {}, cache_dir=cache_dir))
+    trainer.run.report.close()
     trainer.engine.close()
 
 
 def test_a_tight_plan_is_proved_and_written_down(tiny_run, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device with little room to spare: the worst batches are run, and what they showed lies beside the run."""
     from pal_dist.distributed.engine import Engine
-    from pal_dist.training.setup import set_up
 
     monkeypatch.setattr(Engine, "hardware", lambda _: Hardware("cpu", 1_400_000))
     run = tiny_run(max_steps=3, evaluate_every="3")
-    trainer = set_up(run, {}, cache_dir=cache_dir)
-    record = json.loads((trainer.folder / "memory.json").read_text())
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
+    record = json.loads((trainer.run.folder / "memory.json").read_text())
     assert record["evidence"]["micro_batches"]
     assert record["tokens_per_micro_batch"] == trainer.state.tokens_per_micro_batch
     trainer.fit()
     trainer.state.tokens_per_micro_batch = 64  # as if the guard had made it smaller after the checkpoint's plan
-    trainer.report.close()
+    trainer.run.report.close()
     trainer.engine.close()
-    again = set_up(run, {}, cache_dir=cache_dir)
+    again = Trainer(set_up(run, {}, cache_dir=cache_dir))
     assert again.state.tokens_per_micro_batch == record["tokens_per_micro_batch"]
     again.report.close()
     again.engine.close()

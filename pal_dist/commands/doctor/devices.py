@@ -12,29 +12,16 @@ from pal_dist.commands.doctor.findings import Finding
 from pal_dist.core.units import gib
 from pal_dist.distributed.precision import choose_precision
 
-TAKEN = 0.1
+TAKEN_BY_OTHERS = 0.1
 """Share of a GPU's memory that others may hold before it is worth a word."""
 
 
-def devices(precision: str) -> Iterator[Finding]:
+def gpus(precision: str) -> Iterator[Finding]:
     built = (
         f"PyTorch {torch.__version__}, built for {'CUDA ' + torch.version.cuda if torch.version.cuda else 'processors'}"
     )
     if not torch.cuda.is_available():
-        chosen = choose_precision(precision, None)
-        driver = shutil.which("nvidia-smi")
-        if driver:
-            cure = (
-                "install a PyTorch that is built for CUDA"
-                if not torch.version.cuda
-                else "the driver is too old, or hidden"
-            )
-            yield Finding(
-                "GPU", "red", f"nvidia-smi is here, but PyTorch sees no GPU; {built}", f"{cure} (pytorch.org)"
-            )
-        else:
-            yield Finding("GPU", "yellow", f"none: {chosen.name} ({chosen.reason}) on processors; {built}",
-                          "a run on processors is many times as slow")  # fmt: skip
+        yield _no_gpu(precision, built)
         return
     yield Finding("driver", "green", f"{_driver()}; {built}, cuDNN {torch.backends.cudnn.version()}")
     for index in range(torch.cuda.device_count()):
@@ -43,27 +30,37 @@ def devices(precision: str) -> Iterator[Finding]:
         taken = total - free - torch.cuda.memory_reserved(index)
         capability = properties.major, properties.minor
         chosen = choose_precision(precision, capability)
-        found = (
+        what = (
             f"{properties.name}, capability {properties.major}.{properties.minor}, {gib(free)} of {gib(total)} "
             f"free; {chosen.name} ({chosen.reason})"
         )
-        if taken > TAKEN * total:
+        if taken > TAKEN_BY_OTHERS * total:
             cure = "somebody else computes there: nvidia-smi names them; CUDA_VISIBLE_DEVICES chooses another GPU"
-            yield Finding(f"GPU {index}", "yellow", f"{found}; {gib(taken)} taken by others", cure)
+            yield Finding(f"GPU {index}", "yellow", f"{what}; {gib(taken)} taken by others", cure)
         else:
-            yield Finding(f"GPU {index}", "green", found)
+            yield Finding(f"GPU {index}", "green", what)
     yield Finding("NCCL", "green", ".".join(map(str, torch.cuda.nccl.version())))
+
+
+def _no_gpu(precision: str, built: str) -> Finding:
+    if shutil.which("nvidia-smi"):
+        no_cuda = not torch.version.cuda
+        cure = "install a PyTorch that is built for CUDA" if no_cuda else "the driver is too old, or hidden"
+        return Finding("GPU", "red", f"nvidia-smi is here, but PyTorch sees no GPU; {built}", f"{cure} (pytorch.org)")
+    chosen = choose_precision(precision, None)
+    what = f"none: {chosen.name} ({chosen.reason}) on processors; {built}"
+    return Finding("GPU", "yellow", what, "a run on processors is many times as slow")
 
 
 def _driver() -> str:
     if shutil.which("nvidia-smi") is None:
         return "driver version unknown (no nvidia-smi)"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    said = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.split()
-    return f"driver {said[0]}" if said else "driver version unknown"
+    versions = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.split()
+    return f"driver {versions[0]}" if versions else "driver version unknown"
 
 
-def optimizers(device: torch.device) -> Iterator[Finding]:
+def eight_bit_optimizers(device: torch.device) -> Iterator[Finding]:
     """A real step of each 8-bit optimizer: the library loads, and its kernels are built for this device."""
     for name, kind in {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}.items():
         if kind.startswith("Paged") and device.type == "cpu":
@@ -72,11 +69,11 @@ def optimizers(device: torch.device) -> Iterator[Finding]:
         try:
             moved = _step(kind, device)
         except Exception as error:  # libraries for other CUDA versions fail in many ways
-            words = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-            yield Finding(name, "yellow", words, "use --optimizer adamw, or: python -m bitsandbytes")
+            what = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+            yield Finding(name, "yellow", what, "use --optimizer adamw, or: python -m bitsandbytes")
             continue
-        yield Finding(name, "green" if moved else "red", f"bitsandbytes' {kind} steps on {device.type}",
-                      "" if moved else "its step changed nothing: use --optimizer adamw")  # fmt: skip
+        cure = "" if moved else "its step changed nothing: use --optimizer adamw"
+        yield Finding(name, "green" if moved else "red", f"bitsandbytes' {kind} steps on {device.type}", cure)
 
 
 def _step(kind: str, device: torch.device) -> bool:
@@ -89,10 +86,10 @@ def _step(kind: str, device: torch.device) -> bool:
     return bool((weight != 1).all())
 
 
-def operations() -> Iterator[Finding]:
-    compilers = [name for name in ("g++", "nvcc", "ninja") if shutil.which(name)]
+def compilers() -> Iterator[Finding]:
+    here = [name for name in ("g++", "nvcc", "ninja") if shutil.which(name)]
     yield Finding(
         "compilers",
         "green",
-        f"none is needed: no strategy compiles an operation ({', '.join(compilers) or 'none'} here)",
+        f"none is needed: no strategy compiles an operation ({', '.join(here) or 'none'} here)",
     )

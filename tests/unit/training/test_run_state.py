@@ -1,0 +1,39 @@
+"""Which scores are better, and what a run remembers of its best ones."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pal_dist.training.run_state import RunState, is_better
+
+
+@pytest.mark.parametrize(
+    ("value", "best", "better"),
+    [
+        (0.0, None, True),
+        (math.nan, None, True),
+        (0.5, 0.4, True),
+        (0.4, 0.4, False),
+        (0.3, 0.4, False),
+        (math.nan, 0.4, False),
+        (0.1, math.nan, True),
+        (math.nan, math.nan, False),
+    ],
+)
+def test_is_better(value: float, best: float | None, better: bool) -> None:
+    assert is_better(value, best) == better
+
+
+def test_each_task_has_a_best_of_its_own() -> None:
+    state = RunState(step=3)
+    assert state.update_bests({"sst": 0.5, "sts": 0.2}) == ["sst", "sts"]
+    state.step = 6
+    assert state.update_bests({"sst": 0.4, "sts": 0.3}) == ["sts"]
+    assert state.best_each == {"sst": {"step": 3, "value": 0.5}, "sts": {"step": 6, "value": 0.3}}
+    assert state.mean_of_bests() == pytest.approx(0.4)
+
+
+def test_no_score_has_no_mean() -> None:
+    assert math.isnan(RunState().mean_of_bests())
