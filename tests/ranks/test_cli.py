@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from pal_dist import __version__
 from pal_dist.cli import VERBS, main
 
 
@@ -224,4 +225,4 @@ class TestHelp:
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
-        assert capsys.readouterr().out == "0.1.0\n"
+        assert capsys.readouterr().out == f"{__version__}\n"
