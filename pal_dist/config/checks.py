@@ -7,8 +7,10 @@ distributed/precision.py, models/multi_task.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from pal_dist.config.schema import RunConfig
+if TYPE_CHECKING:
+    from pal_dist.config.schema import RunConfig
 
 
 def problems_of(run: RunConfig) -> Iterator[str]:

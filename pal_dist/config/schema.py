@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pal_dist.config.checks import problems_of
 from pal_dist.core.errors import UserError
 
 UNPLANNED_TOKENS = 4096
@@ -249,8 +250,6 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        from pal_dist.config.checks import problems_of  # which knows this class
-
         problems = list(problems_of(self))
         if problems:
             raise UserError("\n".join(problems))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from pal_dist.data.token_cache import Batch, Corpus
 from pal_dist.distributed.engine import Engine
 from pal_dist.tasks.registry import Task
 from pal_dist.training.oom_guard import is_out_of_memory
-
-if TYPE_CHECKING:
-    from pal_dist.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -56,26 +53,6 @@ def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_
         padding_id=padding_id, gathers=engine.strategy.shares_parameters,
     )  # fmt: skip
     return Predictions(task, corpus, logits)
-
-
-def dev_metrics(run: Run) -> dict[str, dict[str, float]]:
-    """{task: {metric: value}} of every task that has a dev split, the headline metric first.
-
-    Confusion matrices go to the report. Every rank must call it.
-    """
-    metrics: dict[str, dict[str, float]] = {}
-    budget = max(run.config.memory.token_budget, run.state.tokens_per_micro_batch)  # without gradients more goes in
-    for task in run.tasks:
-        if task.name not in run.corpora.dev:
-            continue
-        corpus = run.corpora.dev[task.name]
-        predictions = predict(run.engine, task, corpus, budget=budget, padding_id=run.model.padding_id)
-        values = predictions.metrics()
-        metrics[task.name] = {task.metric: values[task.metric], **values}
-        confusion = predictions.confusion()
-        if confusion is not None:
-            run.report.confusion(run.state.step, task.name, confusion)
-    return metrics
 
 
 @torch.no_grad()

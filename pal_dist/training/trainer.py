@@ -19,7 +19,7 @@ from pal_dist.optim.task_weighting import LEARNED_VARIANCES, LearnedVariances, t
 from pal_dist.training.agreement import describe_examples, describe_step, step_fingerprint
 from pal_dist.training.best_model import BestModel
 from pal_dist.training.checkpoint import save_checkpoint
-from pal_dist.training.evaluate import dev_metrics
+from pal_dist.training.dev_metrics import dev_metrics
 from pal_dist.training.log_window import LogWindow, MicroBatchResult
 from pal_dist.training.preemption import STOP, Preemption
 from pal_dist.training.run import Run

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import pal_dist.training.checkpoint
-import pal_dist.training.trainer
+import pal_dist.training.dev_metrics
 from pal_dist.config.schema import RunConfig
 from pal_dist.data.token_cache import Corpus, load_corpus, load_tokenizer
 from pal_dist.models.multi_task import build_model
@@ -133,7 +133,7 @@ def fit_until_killed(run: RunConfig, cache_dir: Path, place: str, step: int) -> 
     """Every rank kills itself, as a batch system would, at a place of a step."""
     honest_step, honest_predict, honest_save = (
         Trainer.step,
-        pal_dist.training.evaluate.predict,
+        pal_dist.training.dev_metrics.predict,
         pal_dist.training.checkpoint.save_file,
     )
     reached: list[int] = [0]
@@ -152,7 +152,7 @@ def fit_until_killed(run: RunConfig, cache_dir: Path, place: str, step: int) -> 
 
     Trainer.step = watched  # type: ignore[method-assign]
     pal_dist.training.checkpoint.save_file = half_a_file  # type: ignore[assignment]
-    pal_dist.training.evaluate.predict = (  # type: ignore[assignment]
+    pal_dist.training.dev_metrics.predict = (  # type: ignore[assignment]
         lambda *args, **kwargs: (
             die() if place == "evaluation" and reached[0] >= step else honest_predict(*args, **kwargs)
         )
