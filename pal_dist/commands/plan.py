@@ -19,21 +19,21 @@ from pal_dist.data.sampling import Sampling
 from pal_dist.data.token_cache import load_tokenizer
 from pal_dist.distributed.compatibility import check_compatible
 from pal_dist.distributed.engine import Engine
+from pal_dist.distributed.precision import choose_precision
 from pal_dist.distributed.strategy import read_strategy
 from pal_dist.memory.devices import Device, device_at_hand, find_device
-from pal_dist.memory.planner import (
-    PlannedRun,
-    as_flags,
-    as_record,
-    caches_features,
-    full_search_space,
-    search,
-    trace_plan,
-    workload_of,
-)
+from pal_dist.memory.planner import PlannedRun, as_flags, as_record, meta_model, search, trace_plan, workload_of
 from pal_dist.memory.scaling import CHECKPOINT_STEPS, STORAGE, ScalingPoint, strong, weak
-from pal_dist.memory.search import Machine, Plan, SearchSpace, alternatives, candidates, nearest_that_does_not_fit
-from pal_dist.models.multi_task import check_model_options, model_config
+from pal_dist.memory.search import (
+    Machine,
+    Plan,
+    SearchSpace,
+    alternatives,
+    candidates,
+    full_search_space,
+    nearest_that_does_not_fit,
+)
+from pal_dist.models.multi_task import check_model_options, model_config, serves_cached_features
 from pal_dist.models.pretrained import KNOWN_ENCODERS, encoder_config
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.inputs import load_corpora, locate_inputs
@@ -128,7 +128,8 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = (), cer
     check_model_options(run.model.model, encoder, run.model, run.data.max_length)
     config = model_config(encoder, tasks, run.model, run.data.max_length)
     device = _device(question)
-    cached = caches_features(run, config)
+    choose_precision(run.train.precision, device.capability)
+    cached = serves_cached_features(run.train, meta_model(run, config))
     if cached:  # the one pass over the data halves a batch that is too large, whatever was asked
         run = replace(run, memory=replace(run.memory, tokens_per_micro_batch=None))
         question = replace(question, run=run)
@@ -139,21 +140,21 @@ def answer(question: Question, *, lengths: Sequence[NDArray[np.int32]] = (), cer
                             run.train.epochs, run.train.seed)  # fmt: skip
     work = workload_of(
         run, config, ranks=machine.ranks, multiple=1 if machine.device.is_cpu else 8, sampling=sampling,
-        lengths=lengths, graphs=question.task_graphs,
+        lengths=lengths, task_graphs=question.task_graphs,
     )  # fmt: skip
     free = full_search_space(machine)
     if run.train.strategy != "auto":
         check_compatible(run, read_strategy(run.train.strategy))
     choices = _choices(question, free)
-    found = search(work, machine, choices, run, config, certify=certify)
+    found = search(work, machine, choices, config, certify=certify)
     source = "token lengths of the training files" if lengths else f"every example {work.longest} tokens long (no data)"
     if found is not None and found.fits:
         return Answer(question, found, None, source, cached)
     least = min(candidates(work, machine, choices), key=lambda plan: plan.needed)
     traced = None
-    if least.is_replicated and not machine.device.is_cpu and least.work.graphs == 1:
-        traced = trace_plan(least, run, config)
-    would = search(work, machine, free, run, config, certify=False)
+    if certify and least.is_replicated and not machine.device.is_cpu and least.work.task_graphs == 1:
+        traced = trace_plan(least, config)
+    would = search(work, machine, free, config, certify=False)
     return Answer(question, PlannedRun(least, traced, tuple(candidates(work, machine, choices))), would, source, cached)
 
 
@@ -218,7 +219,7 @@ def to_text(answer: Answer) -> str:
         "",
         f"{'FITS' if planned.fits else 'DOES NOT FIT'}: {as_flags(plan)}",
         f"  attention {plan.options.attention}, strategy {plan.strategy}; largest micro-batch {rows} x {length} tokens"
-        + (f", {work.graphs} task graphs alive at once" if work.graphs > 1 else ""),
+        + (f", {work.task_graphs} task graphs alive at once" if work.task_graphs > 1 else ""),
         "",
         _bytes_table(planned),
         "",
@@ -233,10 +234,10 @@ def to_text(answer: Answer) -> str:
         lines.append(f"nearest that does not fit: {as_flags(misfit)}: {over:.2f} GiB too much")
     if not planned.fits:
         lines.append(_what_would_fit(answer))
-    pulled = alternatives(plan)
-    if pulled:
-        lines += ["", "one lever pulled from there (time: estimates):", _cures_table(plan, pulled)]
-    if any(name.startswith("zero") and other.needed > plan.needed for name, other in pulled):
+    changed = alternatives(plan)
+    if changed:
+        lines += ["", "with one option changed (time: estimates):", _alternatives_table(plan, changed)]
+    if any(name.startswith("zero") and other.needed > plan.needed for name, other in changed):
         lines.append(
             "A negative saving is no mistake: ZeRO's bucket and its copies cost more than its shares save here."
         )
@@ -269,12 +270,12 @@ def _what_would_fit(answer: Answer) -> str:
     return "nothing makes it fit on this device: choose a smaller --model or --max_length, or a larger --gpu"
 
 
-def _cures_table(plan: Plan, pulled: list[tuple[str, Plan]]) -> str:
+def _alternatives_table(plan: Plan, changed: list[tuple[str, Plan]]) -> str:
     rows = []
-    for name, other in pulled:
+    for name, other in changed:
         saved = (plan.needed - other.needed) / GIBIBYTE
         rows.append([name, f"{saved:.2f}", f"x {other.seconds / plan.seconds:.2f}", "yes" if other.fits else "no"])
-    return table(["lever", "saves GiB", "time", "fits then"], rows)
+    return table(["change", "saves GiB", "time", "fits then"], rows)
 
 
 def _scale_table(plan: Plan) -> str:

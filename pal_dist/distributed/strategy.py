@@ -5,16 +5,17 @@ The engine runs what is read here and the memory planner counts it: both read th
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from pal_dist.config.schema import OptimizerConfig
 from pal_dist.core.errors import UserError
+from pal_dist.core.suggest import did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -51,9 +52,21 @@ class Strategy:
         return self.stage == 3 or self.kind == "fsdp2"
 
     @property
-    def skips_idle_tasks(self) -> bool:
-        """A task that a step does not serve has no gradient, so AdamW leaves it alone (law 2)."""
-        return self.kind == "replicated"
+    def optimizers(self) -> tuple[str, ...]:
+        """What --optimizer may be: anything where every process holds everything, else AdamW alone.
+
+        ZeRO lays parameters one behind the other in a flat buffer that it cuts evenly over the ranks
+        (deepspeed/runtime/zero/stage_1_and_2.py, stage3.py), FSDP2 cuts each parameter by rows. So the blocks of 256
+        elements whose 8-bit state has one scale (bitsandbytes) would straddle parameters or end at a rank's border,
+        and embeddings, which are kept in 32 bits by being the module's own weight, would not be known any more.
+        """
+        if self.kind == "replicated":
+            return get_args(get_type_hints(OptimizerConfig)["optimizer"])
+        return ("adamw",)
+
+    def is_like(self, other: Strategy) -> bool:
+        """Whether both share out the same things, whatever their files say beside that."""
+        return (self.kind, self.stage, self.offload) == (other.kind, other.stage, other.offload)
 
     @property
     def bucket(self) -> int:
@@ -96,8 +109,8 @@ def read_strategy(name: str) -> Strategy:
     if path.suffix not in (".yaml", ".yml"):
         path = folder_of("accelerate_configs") / f"{name}.yaml"
         if not path.is_file():
-            near = difflib.get_close_matches(name, strategy_names(), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(strategy_names())}, or a yaml's path"
+            names = strategy_names()
+            hint = did_you_mean(name, names, otherwise=f"known: {', '.join(names)}, or a yaml's path")
             raise UserError(f"--strategy {name}: there is no such strategy; {hint}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -124,13 +137,13 @@ def from_json(name: str, file: Path, *, beside: Path | None = None) -> Strategy:
     ones. Raises UserError where it is missing, is no json, or says what is the run's to say."""
     places = [file, *([] if beside is None else [beside / file, beside.parent / file])]
     places.append(folder_of("ds_configs") / file.name)
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         raise UserError(f"strategy {name}: there is no {file} (looked in {', '.join(str(p.parent) for p in places)})")
     try:
-        values = json.loads(found.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{found}: expected json: {error}") from None
+        raise UserError(f"{path}: expected json: {error}") from None
     problems = [f"`{key}` is not for this file: {cure}" for key, cure in FORBIDDEN.items() if key in values]
     problems += [
         f'`{key}` is the run\'s: write "auto" or leave it out, found {values[key]!r}'
@@ -141,14 +154,14 @@ def from_json(name: str, file: Path, *, beside: Path | None = None) -> Strategy:
     stage = zero.get("stage", 0)
     if stage not in (1, 2, 3):
         problems.append(f"`zero_optimization.stage` is 1, 2 or 3; found {stage!r}")
-    parts = [zero.get(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param")]
-    if any(part not in ("none", "cpu") for part in parts):
+    devices = [zero.get(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param")]
+    if any(device not in ("none", "cpu") for device in devices):
         problems.append("offload is to `cpu` or `none`; NVMe is not supported")
-    if values.get("zero_force_ds_cpu_optimizer", True) and parts[0] == "cpu":
+    if values.get("zero_force_ds_cpu_optimizer", True) and devices[0] == "cpu":
         problems.append("`zero_force_ds_cpu_optimizer` must be false: else AdamW becomes an Adam with coupled decay")
     if problems:
-        raise UserError("\n".join(f"{found}: {problem}" for problem in problems))
-    return Strategy(name, "zero", stage, "cpu" in parts, values)
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    return Strategy(name, "zero", stage, "cpu" in devices, values)
 
 
 def from_launcher(environment: Mapping[str, str]) -> Strategy | None:
@@ -174,8 +187,6 @@ def choose_strategy(asked: str, environment: Mapping[str, str]) -> Strategy:
     if asked == "auto":
         return launched or REPLICATED
     chosen = read_strategy(asked)
-    if launched is not None and (launched.kind, launched.stage, launched.offload) != (
-        chosen.kind, chosen.stage, chosen.offload
-    ):  # fmt: skip
+    if launched is not None and not chosen.is_like(launched):
         raise UserError(f"--strategy {asked}, but the launcher's config asks for {launched.name}: give one of them")
     return chosen

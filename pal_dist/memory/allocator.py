@@ -12,13 +12,15 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MEBIBYTE = 1 << 20
+from pal_dist.core.units import MEBIBYTE, round_up
+
 SMALL_REQUEST, SMALL_SEGMENT = MEBIBYTE, 2 * MEBIBYTE
 LARGE_REQUEST, LARGE_SEGMENT, LARGE_STEP = 10 * MEBIBYTE, 20 * MEBIBYTE, 2 * MEBIBYTE
 
 
 @dataclass(eq=False)
 class _Piece:
+    address: int
     size: int
     small: bool
     before: _Piece | None = None
@@ -33,16 +35,17 @@ class CachingAllocator:
         self.expandable = expandable
         self.reserved = self.peak_reserved = 0
         self._used: dict[int, _Piece] = {}
-        self._free: dict[bool, list[tuple[int, int, _Piece]]] = {True: [], False: []}  # per pool, sorted by size
+        self._free: dict[bool, list[tuple[int, int, _Piece]]] = {True: [], False: []}  # per pool, by size and address
         self._tail: dict[bool, _Piece | None] = {True: None, False: None}
+        self._end = {True: 0, False: 1 << 60}  # addresses of each pool rise
 
     def allocate(self, key: int, size: int) -> None:
-        size = max(512, -(-size // 512) * 512)
+        size = max(512, round_up(size, 512))
         small = size <= SMALL_REQUEST
         piece = self._best_fit(size, small) or self._new_segment(size, small)
         left = piece.size - size
         if left >= 512 if small or self.expandable else left > SMALL_REQUEST:
-            rest = _Piece(left, small, before=piece, after=piece.after)
+            rest = _Piece(piece.address + size, left, small, before=piece, after=piece.after)
             if piece.after:
                 piece.after.before = rest
             if self._tail[small] is piece:
@@ -88,38 +91,40 @@ class CachingAllocator:
         elif size < LARGE_REQUEST:
             segment = LARGE_SEGMENT
         else:
-            segment = -(-size // LARGE_STEP) * LARGE_STEP
-        self._reserve(segment)
-        return _Piece(segment, small)
+            segment = round_up(size, LARGE_STEP)
+        return _Piece(self._reserve(segment, small), segment, small)
 
     def _grow(self, size: int, small: bool) -> _Piece:
         """Map new pages behind the pool's last piece, which is taken along where it is free."""
         page = SMALL_SEGMENT if small else LARGE_SEGMENT
         tail = self._tail[small]
-        have = tail.size if tail is not None and tail.free else 0
-        pages = -(-(size - have) // page) * page
-        self._reserve(pages)
+        free = tail.size if tail is not None and tail.free else 0
+        pages = round_up(size - free, page)
+        address = self._reserve(pages, small)
         if tail is not None and tail.free:
             self._take(tail)
             tail.size += pages
             return tail
-        piece = _Piece(pages, small, before=tail)
+        piece = _Piece(address, pages, small, before=tail)
         if tail is not None:
             tail.after = piece
         self._tail[small] = piece
         return piece
 
-    def _reserve(self, size: int) -> None:
+    def _reserve(self, size: int, small: bool) -> int:
+        """Take so many bytes from the device; their address."""
         self.reserved += size
         self.peak_reserved = max(self.peak_reserved, self.reserved)
+        self._end[small] += size
+        return self._end[small] - size
 
     def _put(self, piece: _Piece) -> None:
         piece.free = True
-        insort(self._free[piece.small], (piece.size, id(piece), piece), key=lambda entry: entry[:2])
+        insort(self._free[piece.small], (piece.size, piece.address, piece), key=lambda entry: entry[:2])
 
     def _take(self, piece: _Piece) -> None:
         pool = self._free[piece.small]
-        pool.pop(bisect_left(pool, (piece.size, id(piece)), key=lambda entry: entry[:2]))
+        pool.pop(bisect_left(pool, (piece.size, piece.address), key=lambda entry: entry[:2]))
         piece.free = False
 
 

@@ -3,7 +3,7 @@
 Every term is a tensor that the step keeps or makes; a test holds the sum to the trace on random configurations
 (tests/ranks/test_closed_form.py). It knows this project's model alone; `trace` knows any.
 
-Shapes: B examples, L tokens, N = B * L, D hidden, F intermediate, A heads.
+Shapes: B examples, L tokens, N = B * L, D hidden, F intermediate, A heads, R width of the adapter.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from pal_dist.core.units import ceil_div, round_up
 from pal_dist.memory.trace import PAGED_FROM
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS, TEMPORARIES, WEIGHT_COPIES
 from pal_dist.models.adapters.pal import ProjectedAttentionLayers
@@ -66,16 +67,24 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What may be pulled without touching model or data. `low` is the width in bytes of the compute precision."""
+    """What may be chosen without touching model or data."""
 
     precision: str = "fp32"
+    """fp32, or fp16 or bf16 through autocast."""
     attention: str = "sdpa"
+    """sdpa: the device's fused kernels; eager: every score is kept."""
     checkpoint_layers: int = 0
+    """Every how many layers one is computed again in backward; 0: none."""
     optimizer: str = "adamw"
 
     @property
     def autocast(self) -> bool:
         return self.precision != "fp32"
+
+    @property
+    def compute_bytes(self) -> int:
+        """Of one element in the precision of matrix products."""
+        return 2 if self.autocast else 4
 
 
 def shape_of(model: nn.Module, config: Any) -> ModelShape:
@@ -84,23 +93,27 @@ def shape_of(model: nn.Module, config: Any) -> ModelShape:
     parameters = list(model.parameters())
     one_layer: Any = model.get_submodule("bert.encoder.layer.0")
     one_adapter: Any = next(iter(model.get_submodule("adapters").children()))
-    carries = any(True for _ in one_adapter.parameters())
+    has_parameters = any(True for _ in one_adapter.parameters())
     saved = one_adapter.saved_elements(copies=False), one_adapter.saved_elements(copies=True)
     return ModelShape(
-        hidden=config.hidden_size, intermediate=config.intermediate_size, layers=config.num_hidden_layers,
-        heads=config.num_attention_heads, first_only=config.pooling != "mean" and not one_adapter.reads_all_tokens,
-        adapter_layers=frozenset(config.geometry().layers) if carries else frozenset(),
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        first_only=config.pooling != "mean" and not one_adapter.reads_all_tokens,
+        adapter_layers=frozenset(config.geometry().layers) if has_parameters else frozenset(),
         adapter_width=config.adapter_hidden,
         adapter_heads=config.adapter_heads if isinstance(one_adapter, ProjectedAttentionLayers) else 0,
-        saved_by_adapter=saved if carries else (0, 0),
+        saved_by_adapter=saved if has_parameters else (0, 0),
         on_top=(one_adapter.saved_elements_on_top(copies=False), one_adapter.saved_elements_on_top(copies=True)),
         trained=tuple((p.numel(), id(p) in embeddings) for p in parameters if p.requires_grad),
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
         layer_matrices=sum(p.numel() for p in one_layer.parameters() if p.ndim > 1),
         adapter_matrices=sum(p.numel() for p in one_adapter.parameters() if p.ndim > 1),
-        vocabulary=config.vocab_size, dropout=config.hidden_dropout_prob > 0,
+        vocabulary=config.vocab_size,
+        dropout=config.hidden_dropout_prob > 0,
         shared=sum(p.numel() for p in model.get_submodule("bert").parameters() if p.requires_grad),
-    )  # fmt: skip
+    )
 
 
 def optimizer_bytes(shape: ModelShape, optimizer: str) -> int:
@@ -110,7 +123,7 @@ def optimizer_bytes(shape: ModelShape, optimizer: str) -> int:
         if optimizer == "adamw" or embedding or count < EIGHT_BIT_FROM:
             size = 8 * count
         else:
-            size = 2 * count + 8 * -(-count // EIGHT_BIT_BLOCK)
+            size = 2 * count + 8 * ceil_div(count, EIGHT_BIT_BLOCK)
         if optimizer.startswith("paged") and count >= PAGED_FROM:
             size -= (8 if embedding else 2) * count
         total += size
@@ -121,41 +134,43 @@ def saved_by_layer(
     shape: ModelShape, options: StepOptions, batch: int, length: int, *, adapter: bool, queries: int
 ) -> int:
     """Bytes that one encoder layer and the adapter beside it keep for backward, its output included, its input not."""
-    low = 2 if options.autocast else 4
+    width = options.compute_bytes
     masks = 1 if shape.dropout else 0
     every, asked = batch * length, batch * queries
     D, F = shape.hidden, shape.intermediate
-    kept = low * (asked + 2 * every) * D  # query, key, value
-    kept += _scores(shape.heads, options, batch, length, queries, masks)
+    saved = width * (asked + 2 * every) * D  # query, key, value
+    saved += _scores(shape.heads, options, batch, length, queries, masks)
     if options.autocast:  # each linear keeps a copy of its input in the low precision
-        kept += low * (asked + 2 * every) * D + low * asked * D
-    kept += low * asked * D  # context
-    kept += 2 * (4 * asked * D + masks * asked * D + 8 * asked)  # before each LayerNorm, its statistics, dropout's mask
+        saved += width * (asked + 2 * every) * D + width * asked * D
+    saved += width * asked * D  # context
+    saved += 2 * (
+        4 * asked * D + masks * asked * D + 8 * asked
+    )  # before each LayerNorm, its statistics, dropout's mask
     if not options.autocast:
-        kept += 2 * 4 * asked * D  # after each LayerNorm
-    kept += 2 * low * asked * F  # before and after the activation
+        saved += 2 * 4 * asked * D  # after each LayerNorm
+    saved += 2 * width * asked * F  # before and after the activation
     if adapter:
-        kept += low * asked * shape.saved_by_adapter[options.autocast]
-        kept += _saved_by_pal(shape, options, batch, length, queries, masks) if shape.adapter_heads else 0
-    return kept
+        saved += width * asked * shape.saved_by_adapter[options.autocast]
+        saved += _saved_by_pal(shape, options, batch, length, queries, masks) if shape.adapter_heads else 0
+    return saved
 
 
 def _saved_by_pal(shape: ModelShape, options: StepOptions, batch: int, length: int, queries: int, masks: int) -> int:
-    low = 2 if options.autocast else 4
+    width = options.compute_bytes
     every, asked = batch * length, batch * queries
-    width = shape.adapter_width
-    kept = low * every * shape.hidden if options.autocast else 0  # the copy that `down` keeps
-    kept += low * every * width  # down
-    padded = -(-width // shape.adapter_heads // 8) * 8 * shape.adapter_heads if options.attention == "sdpa" else width
-    kept += low * (asked + 2 * every + asked) * padded  # query, key, value, context, padded for the fused kernels
-    kept += low * asked * width if padded != width else 0  # the context without the padding
-    kept += _scores(shape.adapter_heads, options, batch, length, queries, masks)
-    return kept + low * asked * shape.hidden  # before the gelu
+    R, heads = shape.adapter_width, shape.adapter_heads
+    saved = width * every * shape.hidden if options.autocast else 0  # the copy that `down` keeps
+    saved += width * every * R  # down
+    padded = round_up(ceil_div(R, heads), 8) * heads if options.attention == "sdpa" else R
+    saved += width * (asked + 2 * every + asked) * padded  # query, key, value, context, padded for the fused kernels
+    saved += width * asked * R if padded != R else 0  # the context without the padding
+    saved += _scores(heads, options, batch, length, queries, masks)
+    return saved + width * asked * shape.hidden  # before the gelu
 
 
 def _scores(heads: int, options: StepOptions, batch: int, length: int, queries: int, masks: int) -> int:
     if options.attention == "sdpa":
-        return 4 * batch * heads * -(-queries // 32) * 32  # logarithms of sums, one a row
+        return 4 * batch * heads * round_up(queries, 32)  # logarithms of sums, one a row
     # Probabilities in float32; after dropout, or in the low precision, once more; dropout's mask.
     again = 2 if options.autocast else 4 * masks
     return batch * heads * queries * length * (4 + again + masks)
@@ -170,20 +185,17 @@ class Estimate:
 
 
 def step_bytes(
-    shape: ModelShape, options: StepOptions, batch: int, length: int, *, accumulates: bool = True, reduction: int = 0
+    shape: ModelShape, options: StepOptions, batch: int, length: int, *, accumulates: bool = True
 ) -> Estimate:
     """Highest allocation of an optimizer step whose largest micro-batch is (batch, length).
 
     Args:
         accumulates: the step has several micro-batches, so all gradients are alive while the largest is computed.
-        reduction: bytes of the buffer that sums gradients over ranks; 0: one rank.
     """
     step = _Step(shape, options, batch, length, accumulates)
-    moments = [*step.forward(), *step.backward()]
     words = 4 * shape.vocabulary * shape.hidden if accumulates else 0  # the word embedding's new gradient
-    moments.append(_Moment(step.embeddings, 0, 2 * step.unit + words, step.all_gradients))
-    moments.append(_Moment(0, 0, reduction, step.all_gradients))
-    worst = max(moments, key=sum)
+    at_the_embeddings = _Moment(step.embeddings, 0, 2 * step.unit + words, step.all_gradients)
+    worst = max([*step.forward(), *step.backward(), at_the_embeddings], key=sum)
     categories = {
         PARAMETERS: 4 * shape.parameters,
         GRADIENTS: worst.gradients,
@@ -212,30 +224,30 @@ class _Step:
         size, self.last = batch * length, shape.layers - 1
         self.unit = 4 * size * shape.hidden  # one hidden state in float32
         self.masks = size * shape.hidden if shape.dropout else 0
-        self.intermediate = (2 if options.autocast else 4) * size * shape.intermediate
+        self.intermediate = options.compute_bytes * size * shape.intermediate
         self.embeddings = self.unit + self.masks + 8 * size + (0 if options.autocast else self.unit)
         self.all_gradients = 4 * shape.trained_parameters
         square = 4 * batch * length * length if options.attention == "eager" else 0
         self.scores = shape.heads * square
         self.adapter_scores = shape.adapter_heads * square if shape.adapter_layers else 0
         elements, depth, heads = shape.on_top[options.autocast]
-        self.on_top = (2 if options.autocast else 4) * size * elements
+        self.on_top = options.compute_bytes * size * elements
         self.on_top += _scores(depth * heads, options, batch, length, length, int(shape.dropout))
         self.top_scores = heads * square
-        self.kept: list[int] = []
-        self.held: list[int] = []  # what a layer leaves behind in forward: all that it keeps, or its input alone
+        self.saved: list[int] = []
+        self.left_by_forward: list[int] = []  # all that a layer saves, or its input alone where it is recomputed
         for layer in range(shape.layers):
             queries = 1 if self.first_only(layer) else length
             adapter = layer in shape.adapter_layers
-            self.kept.append(saved_by_layer(shape, options, batch, length, adapter=adapter, queries=queries))
-            self.held.append(self.unit if self.again(layer) else self.kept[-1])
+            self.saved.append(saved_by_layer(shape, options, batch, length, adapter=adapter, queries=queries))
+            self.left_by_forward.append(self.unit if self.is_recomputed(layer) else self.saved[-1])
         pal = shape.adapter_heads > 0
         self.saved_by_pal = _saved_by_pal(shape, options, batch, length, length, int(shape.dropout)) if pal else 0
 
     def first_only(self, layer: int) -> bool:
         return self.shape.first_only and layer == self.last
 
-    def again(self, layer: int) -> bool:
+    def is_recomputed(self, layer: int) -> bool:
         return is_checkpointed(layer, self.options.checkpoint_layers)
 
     def score_gradients(self, scores: int) -> int:
@@ -248,39 +260,39 @@ class _Step:
         copies = 2 * (shape.layers * shape.layer_matrices + shape.adapter_matrices) if self.options.autocast else 0
         at_the_end = unit if shape.first_only else (4 if shape.adapter_layers else 3) * unit
         at_the_end += self.score_gradients(self.top_scores)
-        yield _Moment(self.embeddings + sum(self.held) + self.on_top, copies, at_the_end, resident)
+        yield _Moment(self.embeddings + sum(self.left_by_forward) + self.on_top, copies, at_the_end, resident)
         full = self.last - 1 if shape.first_only and self.last else self.last
-        if self.again(full):  # it keeps nothing, but what it computes is alive for a while
+        if self.is_recomputed(full):  # it keeps nothing, but what it computes is alive for a while
             running = 3 * unit + max(2 * self.intermediate, 3 * self.scores, 3 * self.adapter_scores)
-            yield _Moment(self.embeddings + sum(self.held[: full + 1]), copies, running, resident)
+            yield _Moment(self.embeddings + sum(self.left_by_forward[: full + 1]), copies, running, resident)
 
     def backward(self) -> Iterator[_Moment]:
         shape, options, unit = self.shape, self.options, self.unit
         a_layer = (self.all_gradients - 4 * shape.vocabulary * shape.hidden) // max(1, shape.layers)
         for layer in range(self.last, -1, -1):
-            grown = self.all_gradients if self.accumulates else (self.last - layer) * a_layer
-            below = self.embeddings + sum(self.held[:layer]) + (unit if self.again(layer) else 0)
-            copied = sum(1 for lower in range(layer + 1) if lower == layer or not self.again(lower))
-            copies = 2 * shape.layer_matrices * copied if options.autocast else 0
-            activations = below + self.kept[layer]
-            if self.again(layer) and not options.autocast:
+            gradients = self.all_gradients if self.accumulates else (self.last - layer) * a_layer
+            below = self.embeddings + sum(self.left_by_forward[:layer]) + (unit if self.is_recomputed(layer) else 0)
+            layers_copied = sum(1 for lower in range(layer + 1) if lower == layer or not self.is_recomputed(lower))
+            copies = 2 * shape.layer_matrices * layers_copied if options.autocast else 0
+            activations = below + self.saved[layer]
+            if self.is_recomputed(layer) and not options.autocast:
                 activations -= unit  # recomputation stops before the layer's output, which nothing needs
             if self.first_only(layer):
-                yield _Moment(activations, copies, (2 if options.autocast else 3) * unit, grown)
+                yield _Moment(activations, copies, (2 if options.autocast else 3) * unit, gradients)
                 continue
-            if self.again(layer) and options.autocast:
+            if self.is_recomputed(layer) and options.autocast:
                 activations += 3 * unit // 2  # float32 results that are still alive
-            yield _Moment(activations, copies, max(self._feed_forward(), self._attention()), grown)
+            yield _Moment(activations, copies, max(self._feed_forward(), self._attention()), gradients)
             if layer in shape.adapter_layers and shape.adapter_heads:
-                own = self.score_gradients(self.adapter_scores) + 2 * unit
-                yield _Moment(below + self.saved_by_pal, copies, own, grown)
+                of_adapter = self.score_gradients(self.adapter_scores) + 2 * unit
+                yield _Moment(below + self.saved_by_pal, copies, of_adapter, gradients)
 
     def _feed_forward(self) -> int:
         """Alive beyond what the layer keeps while its feed-forward half goes backward."""
         weight = (6 if self.options.autocast else 4) * self.shape.hidden * self.shape.intermediate
         gradients = 3 * self.unit // 2 if self.options.autocast else 2 * self.unit
-        gone = self.unit + self.masks + (0 if self.options.autocast else self.unit)
-        return gradients + self.intermediate + weight - gone
+        freed = self.unit + self.masks + (0 if self.options.autocast else self.unit)
+        return gradients + self.intermediate + weight - freed
 
     def _attention(self) -> int:
         """The same for the scores; the feed-forward half has been let go of by then."""

@@ -25,26 +25,28 @@ from pal_dist.memory.devices import Device
 Function = Callable[..., Any]
 
 
-def _forms(*names: str) -> set[Function]:
-    """The functions of these names, wherever PyTorch offers them."""
+def _forms(names: str) -> set[Function]:
+    """The functions of these names, written with spaces between them, wherever PyTorch offers them."""
     places = (torch, F, Tensor, torch._C._nn)
-    return {getattr(place, name) for place in places for name in names if hasattr(place, name)}
+    return {getattr(place, name) for place in places for name in names.split() if hasattr(place, name)}
 
 
 LOW = _forms(
-    "matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "addmm", "addmv", "addr", "addbmm", "baddbmm", "linear",
-    "einsum", "chain_matmul", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "prelu", "bilinear",
-)  # fmt: skip
+    """
+    matmul __matmul__ __rmatmul__ mm mv bmm addmm addmv addr addbmm baddbmm linear einsum chain_matmul conv1d
+    conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d prelu bilinear
+    """
+)
 """Autocast runs these in the low precision."""
 
 HIGH = _forms(
-    "softmax", "log_softmax", "layer_norm", "group_norm", "cross_entropy", "nll_loss", "mse_loss", "l1_loss",
-    "smooth_l1_loss", "huber_loss", "kl_div", "binary_cross_entropy_with_logits", "cosine_embedding_loss",
-    "cosine_similarity", "exp", "expm1", "log", "log10", "log2", "log1p", "pow", "__pow__", "__rpow__", "reciprocal",
-    "rsqrt", "norm", "sum", "prod", "cumsum", "cumprod", "renorm", "cdist", "logsumexp", "softmin", "softplus", "tan",
-    "acos", "asin", "cosh", "sinh", "erfinv",
-)  # fmt: skip
+    """
+    softmax log_softmax layer_norm group_norm cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss
+    kl_div binary_cross_entropy_with_logits cosine_embedding_loss cosine_similarity exp expm1 log log10 log2 log1p
+    pow __pow__ __rpow__ reciprocal rsqrt norm sum prod cumsum cumprod renorm cdist logsumexp softmin softplus tan
+    acos asin cosh sinh erfinv
+    """
+)
 """Autocast runs these in float32."""
 
 
@@ -73,9 +75,13 @@ class CudaEmulation(TorchFunctionMode):
     """
 
     def __init__(
-        self, device: Device, *, attention: str = "sdpa", on_weight_copy: Callable[[Tensor], None] | None = None,
+        self,
+        device: Device,
+        *,
+        attention: str = "sdpa",
+        on_weight_copy: Callable[[Tensor], None] | None = None,
         softmax_keeps_input: bool = False,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.device, self.attention = device, attention
         self.on_weight_copy, self.softmax_keeps_input = on_weight_copy, softmax_keeps_input
@@ -134,9 +140,16 @@ class CudaEmulation(TorchFunctionMode):
         return self._copies[id(tensor)][1]
 
     def _attention(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-    ) -> Tensor:  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
         """scaled_dot_product_attention by the kernel that the GPU would choose."""
         query, key, value = (self._lowered(x) if self.low is not None else x for x in (query, key, value))
         kernel = self.device.attention_kernel(
@@ -201,9 +214,12 @@ class _OldSoftmax(torch.autograd.Function):
 
 
 def _backward(
-    loss: Tensor, gradient: Tensor | None = None, retain_graph: bool | None = None, create_graph: bool = False,
+    loss: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
     inputs: Any = None,
-) -> None:  # fmt: skip
+) -> None:
     _BACKWARD(loss, gradient, retain_graph, create_graph, inputs=inputs)
 
 

@@ -10,6 +10,7 @@ from pal_dist.core.errors import UserError
 from pal_dist.core.suggest import nearest
 from pal_dist.core.units import GIBIBYTE, MEBIBYTE
 from pal_dist.distributed.hardware import Hardware
+from pal_dist.distributed.precision import choose_precision
 
 CONTEXT = int(0.6 * GIBIBYTE)
 """Estimate: CUDA context and loaded kernels of one process. (Recorded: 1,343 MiB on a V100 in 2021, before kernels were
@@ -68,10 +69,9 @@ class Device:
 
     @property
     def low_precision(self) -> str:
-        """The low precision this device computes natively: `bf16`, `fp16`, or `fp32` where it has none."""
-        if self.capability is None:
-            return "fp32"
-        return "bf16" if self.capability >= (8, 0) else "fp16"
+        """The low precision this device computes natively: `bf16`, `fp16`, or `fp32` where it has none; what
+        `--precision auto` takes."""
+        return choose_precision("auto", self.capability).name
 
     def attention_kernel(self, *, dtype: torch.dtype, head_width: int, masked: bool) -> str:
         """What scaled_dot_product_attention runs here: `flash`, `efficient` or `math` (sdp_utils.cpp).
@@ -92,9 +92,16 @@ class Device:
 
 
 def _gpu(
-    name: str, gibibytes: float, capability: tuple[int, int], fp32: float, low: float, bandwidth: float, link: float,
-    network: float, source: str,
-) -> Device:  # fmt: skip
+    name: str,
+    gibibytes: float,
+    capability: tuple[int, int],
+    fp32: float,
+    low: float,
+    bandwidth: float,
+    link: float,
+    network: float,
+    source: str,
+) -> Device:
     return Device(name, int(gibibytes * GIBIBYTE), capability, fp32, low, bandwidth, link, network, source)
 
 
@@ -136,9 +143,9 @@ def find_device(name: str) -> Device:
     wanted = name.lower().replace("_", "-")
     if wanted in DEVICES:
         return DEVICES[wanted]
-    near = nearest(wanted, DEVICES, cutoff=0.4)
-    guess = f"; did you mean {near}?" if near else ""
-    raise UserError(f"--gpu {name}: known kinds are {', '.join(DEVICES)}, cpu{guess}")
+    like = nearest(wanted, DEVICES, cutoff=0.4)
+    hint = f"; did you mean {like}?" if like else ""
+    raise UserError(f"--gpu {name}: known kinds are {', '.join(DEVICES)}, cpu{hint}")
 
 
 def device_at_hand(hardware: Hardware) -> Device:
@@ -153,6 +160,10 @@ def device_at_hand(hardware: Hardware) -> Device:
     )
     nearest_row = min(alike, key=lambda device: abs(device.memory - hardware.memory))
     return replace(
-        nearest_row, name=hardware.name, memory=hardware.memory, capability=hardware.capability,
-        source="reported by the device", taken=hardware.taken,
-    )  # fmt: skip
+        nearest_row,
+        name=hardware.name,
+        memory=hardware.memory,
+        capability=hardware.capability,
+        source="reported by the device",
+        taken=hardware.taken,
+    )

@@ -1,4 +1,4 @@
-"""From a run's settings to a plan: what has to be done, on which machine, with which levers; certified by a trace."""
+"""From a run's settings to a plan: what has to be done, on which machine, with which options; certified by a trace."""
 
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ from torch import nn
 
 from pal_dist.config.schema import UNPLANNED_TOKENS, RunConfig
 from pal_dist.core.errors import DoesNotFitError
-from pal_dist.core.units import gib
+from pal_dist.core.units import ceil_div, gib, round_up
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.token_cache import Batch
+from pal_dist.distributed.strategy import REPLICATED, read_strategy
 from pal_dist.distributed.task_gradients import TaskGradients
 from pal_dist.memory.closed_form import shape_of
 from pal_dist.memory.devices import Device
-from pal_dist.memory.search import Machine, Plan, SearchSpace, Workload, candidates, fastest, largest_that_fits
+from pal_dist.memory.search import (
+    Machine,
+    Plan,
+    SearchSpace,
+    Workload,
+    candidates,
+    fastest,
+    full_search_space,
+    largest_that_fits,
+)
 from pal_dist.memory.trace import Trace, trace
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 from pal_dist.optim.optimizers import build_optimizer
@@ -29,40 +39,49 @@ TRACE_FROM = 0.5
 """Share of the device from which a plan is certified by a trace; below it the closed form's error cannot matter."""
 
 
+def rows_per_rank(sampling: Sampling, ranks: int) -> int:
+    """Most examples of one task that one rank meets in a step: what the plan counts and the memory check runs."""
+    return ceil_div(sampling.most_rows_per_task, ranks)
+
+
 def workload_of(
-    run: RunConfig, config: MultiTaskBertConfig, *, ranks: int, multiple: int, sampling: Sampling | None = None,
-    lengths: Sequence[NDArray[np.int32]] = (), graphs: int = 1,
-) -> Workload:  # fmt: skip
-    """What a step has to get through. Without `lengths` every example is taken to be as long as it may be."""
-    tasks = len(run.data.tasks)
-    per_task, examples = run.batch.batch_size, run.batch.batch_size * (tasks if run.batch.step_tasks == "all" else 1)
-    if sampling is not None:
-        examples = sampling.examples_per_step
-        # The most uneven step is the first; at random, one task may get nearly all.
-        uneven = sampling.kind == "random" and sampling.step_tasks == "all"
-        per_task = examples if uneven else int(sampling.counts(0).max())
-        per_task = min(per_task, max(sampling.sizes))
-    longest = max((int(found.max()) for found in lengths), default=run.data.max_length)
+    run: RunConfig,
+    config: MultiTaskBertConfig,
+    *,
+    ranks: int,
+    multiple: int,
+    sampling: Sampling | None = None,
+    lengths: Sequence[NDArray[np.int32]] = (),
+    task_graphs: int = 1,
+) -> Workload:
+    """What a step has to get through.
+
+    Args:
+        multiple: sequences are padded to a multiple of so many tokens.
+        sampling: None: each task is taken to have `batch_size` examples in each step.
+        lengths: tokens of every training example, by task; without them every example is as long as it may be.
+        task_graphs: graphs of tasks that are alive at once.
+    """
+    served_tasks = len(run.data.tasks) if run.batch.step_tasks == "all" else 1
+    longest = max((int(of_task.max()) for of_task in lengths), default=run.data.max_length)
     return Workload(
-        shape=shape_of(_meta_model(run, config), config),
-        rows=-(-per_task // ranks),
-        longest=-(-longest // multiple) * multiple,
-        mean_length=float(np.mean([found.mean() for found in lengths])) if lengths else float(run.data.max_length),
-        tasks=tasks if run.batch.step_tasks == "all" else 1,
-        examples=examples,
-        graphs=graphs,
-        apart=run.balance.conflict != "none",
+        shape=shape_of(meta_model(run, config), config),
+        rows=rows_per_rank(sampling, ranks) if sampling else ceil_div(run.batch.batch_size, ranks),
+        longest=round_up(longest, multiple),
+        mean_length=float(np.mean([of_task.mean() for of_task in lengths])) if lengths else float(run.data.max_length),
+        tasks=served_tasks,
+        examples=sampling.examples_per_step if sampling else run.batch.batch_size * served_tasks,
+        task_graphs=task_graphs,
+        separate_gradients=run.balance.conflict != "none",
+        least_tokens=run.data.max_length,  # as --tokens_per_micro_batch has to be
+        run=run,
     )
 
 
-def _meta_model(run: RunConfig, config: MultiTaskBertConfig) -> MultiTaskBert:
+def meta_model(run: RunConfig, config: MultiTaskBertConfig) -> MultiTaskBert:
+    """The run's model without any memory of its own."""
     with torch.device("meta"):
         return build_for_trace(run, config)
-
-
-def caches_features(run: RunConfig, config: MultiTaskBertConfig) -> bool:
-    """Whether the run computes once what its heads read (training/feature_cache.py); steps are then without encoder."""
-    return run.train.features == "auto" and _meta_model(run, config).trains_heads_only
 
 
 def build_for_trace(run: RunConfig, config: MultiTaskBertConfig, checkpoint_layers: int = 0) -> MultiTaskBert:
@@ -74,7 +93,7 @@ def build_for_trace(run: RunConfig, config: MultiTaskBertConfig, checkpoint_laye
     return model
 
 
-def trace_plan(plan: Plan, run: RunConfig, config: MultiTaskBertConfig) -> Trace:
+def trace_plan(plan: Plan, config: MultiTaskBertConfig) -> Trace:
     """Trace the plan's largest micro-batch, all gradients alive, and its update."""
     rows, length = plan.worst_batch
     task = next(iter(config.task_table().values()))
@@ -82,15 +101,16 @@ def trace_plan(plan: Plan, run: RunConfig, config: MultiTaskBertConfig) -> Trace
     batch = Batch(
         task.name, tokens, tokens, torch.ones(rows, length, dtype=torch.bool), torch.zeros(rows), rows * length
     )
+    run, separate = plan.work.run, plan.work.separate_gradients
     options = replace(run.optimizer, optimizer=plan.options.optimizer)  # type: ignore[arg-type]
     # The other tasks' gradients lie aside, and this one's is there from an earlier micro-batch.
-    before = plan.work.tasks if plan.work.apart else 0
-    least = Batch(task.name, tokens[:1, :8], tokens[:1, :8], None, torch.zeros(1), 8)
+    before = plan.work.tasks if separate else 0
+    smallest = Batch(task.name, tokens[:1, :8], tokens[:1, :8], None, torch.zeros(1), 8)
     ends = [*range(plan.work.tasks - 1), before]
     return trace(
         partial(build_for_trace, run, config, plan.options.checkpoint_layers),
-        [*[least] * before, batch],
-        after=kept_apart(ends) if plan.work.apart else None,
+        [*[smallest] * before, batch],
+        after=separate_task_gradients(ends) if separate else None,
         loss=lambda logits, batch: task.objective.loss(logits.float(), batch.labels_B),
         optimizer=lambda model: build_optimizer(model, options, 1e-5),
         device=plan.machine.device,
@@ -101,18 +121,22 @@ def trace_plan(plan: Plan, run: RunConfig, config: MultiTaskBertConfig) -> Trace
     )
 
 
-def kept_apart(ends: Sequence[int]) -> Callable[[nn.Module, int], None]:
-    """What a step does with its tasks' gradients under --conflict; `ends`: each task's last micro-batch."""
-    kept: list[TaskGradients] = []
+def separate_task_gradients(ends: Sequence[int]) -> Callable[[nn.Module, int], None]:
+    """What a step does with its tasks' gradients under --conflict, for a trace to call after each backward pass.
+
+    Args:
+        ends: the number of each task's last micro-batch.
+    """
+    gradients: list[TaskGradients] = []  # made with the first model that is seen
 
     def after(model: nn.Module, number: int) -> None:
-        shared = [parameter for parameter in model.get_submodule("bert").parameters() if parameter.requires_grad]
-        if not kept:
-            kept.append(TaskGradients(shared, len(ends), ranks=1))
+        if not gradients:
+            shared = [parameter for parameter in model.get_submodule("bert").parameters() if parameter.requires_grad]
+            gradients.append(TaskGradients(shared, len(ends), ranks=1))
         if number in ends:
-            kept[0].set_aside(number, last=number == ends[-1])
+            gradients[0].set_aside(number, last=number == ends[-1])
         if number == ends[-1]:
-            kept[0].merge(kept[0].gram()[0])
+            gradients[0].merge(gradients[0].gram()[0])
 
     return after
 
@@ -135,12 +159,11 @@ def search(
     work: Workload,
     machine: Machine,
     choices: SearchSpace,
-    run: RunConfig,
     config: MultiTaskBertConfig,
     *,
     certify: bool = True,
 ) -> PlannedRun | None:
-    """The fastest plan that fits, traced where it is tight; None where none fits."""
+    """The fastest plan that fits, traced where it is tight (unless not to `certify`); None where none fits."""
     plans = tuple(candidates(work, machine, choices))
     plan = fastest(plans)
     if plan is None:
@@ -148,80 +171,87 @@ def search(
     if plan.needed < TRACE_FROM * machine.device.usable or not certify or machine.device.is_cpu:
         return PlannedRun(plan, None, plans)
     for _ in range(3):
-        found = trace_plan(plan, run, config)
-        plan = replace(plan, correction=max(1.0, found.peak / _traced_part(plan)))
+        traced = trace_plan(plan, config)
+        plan = replace(plan, correction=max(1.0, traced.peak / _traced_part(plan)))
         if plan.fits or choices.tokens:
-            return PlannedRun(plan, found, plans)
-        narrower = largest_that_fits(plan)
-        if narrower.tokens == plan.tokens:
+            return PlannedRun(plan, traced, plans)
+        smaller = largest_that_fits(plan)
+        if smaller.tokens == plan.tokens:
             break
-        plan = narrower
-    return PlannedRun(plan, found, plans)
+        plan = smaller
+    return PlannedRun(plan, traced, plans)
 
 
 def _traced_part(plan: Plan) -> int:
     """What the closed form says of that which the trace sees: one rank, one graph."""
     alone = replace(
-        plan, strategy="single", machine=replace(plan.machine, gpus=1, nodes=1), work=replace(plan.work, graphs=1)
+        plan,
+        strategy="single",
+        machine=replace(plan.machine, gpus=1, nodes=1),
+        work=replace(plan.work, task_graphs=1),
     )
     return alone.estimate.peak
 
 
 def plan_run(
-    run: RunConfig, config: MultiTaskBertConfig, device: Device, *, strategy: str, precision: str, ranks: int,
+    run: RunConfig,
+    config: MultiTaskBertConfig,
+    device: Device,
+    *,
+    strategy: str,
+    precision: str,
+    ranks: int,
     multiple: int,
-    sampling: Sampling, lengths: Sequence[NDArray[np.int32]],
-) -> PlannedRun:  # fmt: skip
-    """The plan of `train --memory auto`: only options that leave the gradient alone are pulled.
+    sampling: Sampling,
+    lengths: Sequence[NDArray[np.int32]],
+) -> PlannedRun:
+    """The plan of `train --memory auto`: only options that leave the gradient alone are free.
 
-    Raises DoesNotFitError where nothing fits, and says which lever would make it fit.
+    Raises DoesNotFitError where nothing fits, and says which settings would make it fit.
     """
-    work = workload_of(run, config, ranks=ranks, multiple=multiple, sampling=sampling, lengths=lengths)
+    named = workload_of(run, config, ranks=ranks, multiple=multiple, sampling=sampling, lengths=lengths)
+    work = replace(named, least_tokens=0)  # nobody has to write this budget as a flag
     machine = Machine(device, gpus=ranks)
-    asked, layers = run.memory.tokens_per_micro_batch, run.memory.checkpoint_layers
-    if device.is_cpu and asked is None:  # more at once is no faster on processors
-        asked = max(work.longest, min(UNPLANNED_TOKENS, work.most_tokens))
+    tokens, layers = run.memory.tokens_per_micro_batch, run.memory.checkpoint_layers
+    if device.is_cpu and tokens is None:  # more at once is no faster on processors
+        tokens = max(work.longest, min(UNPLANNED_TOKENS, work.most_tokens))
     choices = SearchSpace(
         precision=(precision,),
         checkpoint_layers=SearchSpace.checkpoint_layers if layers is None else (layers,),
         optimizer=(run.optimizer.optimizer,),
         strategy=("single" if ranks == 1 and strategy == "ddp" else strategy,),
         attention=("eager" if device.is_cpu else "sdpa",),
-        tokens=asked,
+        tokens=tokens,
     )
-    found = search(work, machine, choices, run, config)
-    if found is None and asked and run.memory.tokens_per_micro_batch is None:
-        found = search(work, machine, replace(choices, tokens=None), run, config)
-    if found is None or not found.fits:
-        least = min(candidates(work, machine, choices), key=lambda plan: plan.needed)
-        free = search(work, machine, full_search_space(machine), run, config, certify=False)
-        cure = f"It would with {as_flags(free.plan)}" if free else "Nothing makes it fit but a smaller model or length"
-        raise DoesNotFitError(
-            f"this run does not fit: it needs {gib(least.needed)} even with {as_flags(least)}; "
-            f"{device.name} has {gib(device.usable)}. {cure}. (--memory off tries it all the same)"
-        )
-    return found
-
-
-def full_search_space(machine: Machine) -> SearchSpace:
-    """Every lever free, ZeRO among them where there are ranks to share with or a host to lend memory."""
-    low = machine.device.low_precision
-    single = "ddp" if machine.ranks > 1 else "single"
-    shared = ("zero1", "zero2", "zero3") if machine.ranks > 1 else ()
-    return SearchSpace(
-        precision=(low, "fp32") if low != "fp32" else ("fp32",),
-        strategy=(single, *shared, "zero2_offload", "zero3_offload"),
+    planned = search(work, machine, choices, config)
+    if planned is None and tokens and run.memory.tokens_per_micro_batch is None:
+        planned = search(work, machine, replace(choices, tokens=None), config)
+    if planned is not None and planned.fits:
+        return planned
+    least = min(candidates(work, machine, choices), key=lambda plan: plan.needed)
+    launched = replace(named, run=replace(run, train=replace(run.train, strategy=strategy)))
+    free = search(launched, machine, full_search_space(machine), config, certify=False)
+    cure = f"It would with {as_flags(free.plan)}" if free else "Nothing makes it fit but a smaller model or length"
+    raise DoesNotFitError(
+        f"this run does not fit: it needs {gib(least.needed)} even with {as_flags(least)}; "
+        f"{device.name} has {gib(device.usable)}. {cure}. (--memory off tries it all the same)"
     )
 
 
 def as_flags(plan: Plan) -> str:
-    """The plan as flags of `train`."""
-    options = plan.options
-    words = [f"--precision {options.precision}", f"--optimizer {options.optimizer}",
-             f"--checkpoint_layers {options.checkpoint_layers}", f"--tokens_per_micro_batch {plan.tokens}"]  # fmt: skip
+    """The plan as flags of `train`, to be added to those of its run."""
+    options, asked = plan.options, plan.work.run.train.strategy
+    flags = {
+        "precision": options.precision,
+        "optimizer": options.optimizer,
+        "checkpoint_layers": options.checkpoint_layers,
+        "tokens_per_micro_batch": plan.tokens,
+    }
     if not plan.is_replicated:
-        words.append(f"--strategy {plan.strategy}")
-    return " ".join(words)
+        flags["strategy"] = plan.strategy
+    elif asked != "auto" and read_strategy(asked).kind != REPLICATED.kind:
+        flags["strategy"] = REPLICATED.name
+    return " ".join(f"--{name} {value}" for name, value in flags.items())
 
 
 def as_record(planned: PlannedRun) -> dict[str, Any]:

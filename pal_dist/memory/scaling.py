@@ -1,6 +1,6 @@
 """The same run on more and more GPUs, on paper: what a step's time goes to, and what of each GPU is put to use.
 
-Everything here is an estimate from a small model: compute by the roofline of speed.py, one ring that sums gradients,
+Everything here is an estimate from a small model: compute by a roofline (step_time.py), one ring that sums gradients,
 the host's work for a batch, and checkpoints. Nothing is taken to overlap, so real runs should do no worse where the
 assumptions hold. Weak scaling: each GPU keeps its share of the batch. Strong: one batch is shared by all.
 """
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pal_dist.core.units import ceil_div
 from pal_dist.memory.search import Machine, Plan
 
 WAITING = 1.025
 """Measured on simulated schedules of 512 ranks: the most tokens of a rank over the mean (tests/bench/scale.py)."""
 
-DEALING_ALONE, DEALING, PADDING = 6e-6, 0.3e-6, 20e-9
+PACKING_ALONE, PACKING, PADDING = 6e-6, 0.3e-6, 20e-9
 """Measured on one core (tests/bench/scale.py): seconds to cut a step into micro-batches, per example of the whole
 step, for one rank and for several; and to pad them, per token of the rank."""
 
@@ -57,14 +58,16 @@ def scaled(plan: Plan) -> ScalingPoint:
     """The plan's own step."""
     work, machine, time = plan.work, plan.machine, plan.time
     slowest = WAITING if machine.ranks > 1 else 1.0
-    dealing = DEALING if machine.ranks > 1 else DEALING_ALONE
+    packing = PACKING if machine.ranks > 1 else PACKING_ALONE
     return ScalingPoint(
-        machine.ranks, machine.nodes, work.examples,
+        gpus=machine.ranks,
+        nodes=machine.nodes,
+        examples=work.examples,
         compute=time.compute * slowest + time.update + time.host,
         all_reduce=time.exchange,
-        input=dealing * work.examples + PADDING * plan.rank_examples * work.mean_length,
+        input=packing * work.examples + PADDING * plan.rank_examples * work.mean_length,
         checkpoint=STATE_BYTES * work.shape.parameters / STORAGE / CHECKPOINT_STEPS,
-    )  # fmt: skip
+    )
 
 
 def machines(machine: Machine) -> list[Machine]:
@@ -89,5 +92,5 @@ def _share(plan: Plan, machine: Machine) -> int:
 
 
 def _resized(plan: Plan, machine: Machine, examples: int) -> Plan:
-    rows = -(-examples // (plan.work.tasks * machine.ranks))
+    rows = ceil_div(examples, plan.work.tasks * machine.ranks)
     return replace(plan, machine=machine, work=replace(plan.work, examples=examples, rows=rows))

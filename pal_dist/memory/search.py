@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 
+from pal_dist.config.schema import RunConfig
 from pal_dist.data.batching import MICRO_BATCH_COST
-from pal_dist.distributed.strategy import read_strategy
+from pal_dist.distributed.compatibility import incompatibilities
+from pal_dist.distributed.strategy import REPLICATED
 from pal_dist.distributed.task_gradients import PIECE
 from pal_dist.memory.closed_form import Estimate, ModelShape, StepOptions, step_bytes
 from pal_dist.memory.devices import Device
-from pal_dist.memory.sharding import with_strategy
+from pal_dist.memory.sharding import planned_strategy, with_strategy
 from pal_dist.memory.step_time import StepTime, micro_batch_cost, step_time
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS
 
 MARGIN = 0.05
-"""One-sided: of 14 recorded runs 10 used more than predicted, the worst by 3.4 % (tests/unit/memory/test_recorded.py)."""
+"""One-sided: of 14 recorded runs 10 used more than predicted, the worst by 3.4 % (tests/ranks/test_recorded.py)."""
 
 ROUNDING = 1.02
 """Reserved over allocated memory with expandable segments, in replays of steps with like shapes."""
 
 OTHER_GRAPHS = "other tasks' graphs"
 
-KEPT_APART = "tasks' gradients apart"
+SEPARATE_GRADIENTS = "tasks' gradients apart"
 
-BRIM = 64
-"""Length of the examples with which a budget is filled without a rest."""
+FILLING_LENGTH = 64
+"""Length of the examples with which a token budget is taken to be filled without a rest."""
 
-STEP = 64
-"""Token budgets are multiples of this."""
+BUDGET_STEP = 64
+"""Token budgets are looked at in steps of this."""
+
+SHARDED, OFFLOADED = ("zero1", "zero2", "zero3"), ("zero2_offload", "zero3_offload")
+"""Strategies that are proposed unasked: where there are ranks to share with, and where a host can lend memory."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,27 @@ class Workload:
     tasks: int
     examples: int
     """Of all tasks and ranks, in one step."""
-    graphs: int = 1
+    task_graphs: int = 1
     """Task graphs alive at once: 1, or as many as tasks where a method (PCGrad as often written) keeps them all."""
 
-    apart: bool = False
+    separate_gradients: bool = False
     """Each task's gradient of the shared parameters is kept until the step's end (--conflict)."""
+
+    least_tokens: int = 0
+    """The least that a token budget may be: the longest example's tokens, or more where it is named as a flag."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """The settings of the run, which rule out some options (distributed/compatibility.py)."""
 
     @property
     def most_tokens(self) -> int:
         """Tokens of the largest batch that could ever go through at once."""
         return self.rows * self.longest
+
+    @property
+    def smallest_budget(self) -> int:
+        """Tokens: no micro-batch can be limited to less."""
+        return max(self.longest, self.least_tokens)
 
 
 @dataclass(frozen=True)
@@ -88,48 +104,65 @@ class Plan:
     @property
     def is_replicated(self) -> bool:
         """Every rank holds everything, so one rank's step is what a trace of one process says."""
-        return self.strategy == "single" or read_strategy(self.strategy).kind == "replicated"
+        return planned_strategy(self.strategy).kind == "replicated"
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether `train` takes this optimizer and this strategy together with the run's other settings."""
+        run = self.work.run
+        run = replace(run, optimizer=replace(run.optimizer, optimizer=self.options.optimizer))  # type: ignore[arg-type]
+        return not incompatibilities(run, planned_strategy(self.strategy))
+
+    @property
+    def _counted_options(self) -> StepOptions:
+        """The options as they weigh here: on a CPU, state that is paged out stays in the same memory."""
+        if not self.machine.device.is_cpu:
+            return self.options
+        return replace(self.options, optimizer=self.options.optimizer.removeprefix("paged_"))
 
     @property
     def accumulates(self) -> bool:
         return self.work.tasks > 1 or self.tokens < self.work.most_tokens
 
     @cached_property
-    def _worst(self) -> tuple[Estimate, tuple[int, int]]:
-        work = self.work
+    def _largest_micro_batch(self) -> tuple[Estimate, tuple[int, int]]:
+        """The micro-batch that needs most: the step's bytes on a single rank, and (examples, length)."""
+        work, options = self.work, self._counted_options
         batches = [(min(work.rows, max(1, self.tokens // work.longest)), work.longest)]
-        if work.longest > BRIM:  # shorter examples fill the budget to the brim where the longest leave a rest
-            batches.append((max(1, min(work.rows, self.tokens // BRIM)), BRIM))
-        found = [
-            (step_bytes(work.shape, self.options, rows, length, accumulates=self.accumulates), (rows, length))
-            for rows, length in batches
-        ]
-        return max(found, key=lambda entry: entry[0].peak)
+        if work.longest > FILLING_LENGTH:  # shorter examples fill the budget where the longest leave a rest
+            batches.append((max(1, min(work.rows, self.tokens // FILLING_LENGTH)), FILLING_LENGTH))
+        return max(
+            (
+                (step_bytes(work.shape, options, rows, length, accumulates=self.accumulates), (rows, length))
+                for rows, length in batches
+            ),
+            key=lambda entry: entry[0].peak,
+        )
 
     @property
     def worst_batch(self) -> tuple[int, int]:
         """(examples, length) of the largest micro-batch."""
-        return self._worst[1]
+        return self._largest_micro_batch[1]
 
     @cached_property
     def estimate(self) -> Estimate:
         """Bytes by category at the peak on one rank, by the closed form."""
-        worst = self._worst[0]
-        if self.work.graphs > 1:
-            more = (self.work.graphs - 1) * (worst.categories[ACTIVATIONS] + worst.categories[GRADIENTS])
-            worst = Estimate(worst.peak + more, {**worst.categories, OTHER_GRAPHS: more})
-        machine = self.machine
-        if self.work.apart:
-            more = self._kept_apart()
-            worst = Estimate(worst.peak + more, {**worst.categories, KEPT_APART: more})
-        return with_strategy(worst, self.work.shape, self.options, self.strategy, machine.ranks, machine.device)
+        estimate, work, machine = self._largest_micro_batch[0], self.work, self.machine
+        more: dict[str, int] = {}
+        if work.task_graphs > 1:
+            one_graph = estimate.categories[ACTIVATIONS] + estimate.categories[GRADIENTS]
+            more[OTHER_GRAPHS] = (work.task_graphs - 1) * one_graph
+        if work.separate_gradients:
+            more[SEPARATE_GRADIENTS] = self._separate_gradients_bytes()
+        alone = Estimate(estimate.peak + sum(more.values()), {**estimate.categories, **more})
+        return with_strategy(alone, work.shape, self._counted_options, self.strategy, machine.ranks, machine.device)
 
-    def _kept_apart(self) -> int:
+    def _separate_gradients_bytes(self) -> int:
         """Bytes of all tasks' gradients but one, and of the pieces in which they are compared."""
         shared, ranks, tasks = self.work.shape.shared, self.machine.ranks, self.work.tasks
-        sharded = not self.is_replicated and read_strategy(self.strategy).kind == "fsdp2"
+        is_sharded = planned_strategy(self.strategy).kind == "fsdp2"
         piece = min(shared, PIECE)
-        gradient = shared // ranks if sharded else shared
+        gradient = shared // ranks if is_sharded else shared
         pieces = piece * (1 + tasks) + (tasks * piece // ranks if ranks > 1 else 0)
         return 4 * ((tasks - 1) * gradient + pieces)
 
@@ -158,11 +191,17 @@ class Plan:
         """Estimated time of a step."""
         work, machine = self.work, self.machine
         tokens = self.rank_examples * work.mean_length
-        micro_batches = work.tasks * max(1.0, tokens / work.tasks / self.tokens)
         return step_time(
-            work.shape, self.options, machine.device, strategy=self.strategy, gpus=machine.gpus, nodes=machine.nodes,
-            tokens=tokens, length=work.mean_length, micro_batches=micro_batches,
-        )  # fmt: skip
+            work.shape,
+            self._counted_options,
+            machine.device,
+            strategy=self.strategy,
+            gpus=machine.gpus,
+            nodes=machine.nodes,
+            tokens=tokens,
+            length=work.mean_length,
+            micro_batches=work.tasks * max(1.0, tokens / work.tasks / self.tokens),
+        )
 
     @property
     def seconds(self) -> float:
@@ -175,40 +214,63 @@ class Plan:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The values each lever may take; one value fixes it."""
+    """The values that each option may take; one value fixes it."""
 
     precision: Sequence[str]
     attention: Sequence[str] = ("sdpa",)
     checkpoint_layers: Sequence[int] = (0, 4, 3, 2, 1)
-    optimizer: Sequence[str] = ("adamw", "adamw_8bit", "paged_adamw_8bit")
+    optimizer: Sequence[str] = REPLICATED.optimizers
     strategy: Sequence[str] = ("single",)
     tokens: int | None = None
     """A fixed token budget; None: as large as fits."""
 
 
+def full_search_space(machine: Machine) -> SearchSpace:
+    """Every option free that can help on this machine."""
+    low = machine.device.low_precision
+    return SearchSpace(
+        precision=(low, "fp32") if low != "fp32" else ("fp32",),
+        optimizer=tuple(name for name in REPLICATED.optimizers if _saves_memory(name, machine.device)),
+        strategy=(
+            "ddp" if machine.ranks > 1 else "single",
+            *(SHARDED if machine.ranks > 1 else ()),
+            *(OFFLOADED if not machine.device.is_cpu else ()),
+        ),
+    )
+
+
+def _saves_memory(optimizer: str, device: Device) -> bool:
+    """Not where paged state leaves a processor's memory for that same memory."""
+    return not (device.is_cpu and optimizer.startswith("paged"))
+
+
 def candidates(work: Workload, machine: Machine, choices: SearchSpace) -> Iterator[Plan]:
-    """Every combination of options, each with the largest token budget that fits, or the least one where none does."""
+    """Every combination of options that `train` accepts, each with the largest token budget that fits, or the least one
+    where none does."""
+    depth = work.shape.layers
+    # More than all layers is the first layer alone, as every `depth`-th is: worth a look only where it was asked for.
+    layer_choices = [every for every in choices.checkpoint_layers if every <= depth] or choices.checkpoint_layers
     for precision, attention, layers, optimizer, strategy in product(
-        choices.precision, choices.attention, choices.checkpoint_layers, choices.optimizer, choices.strategy
+        choices.precision, choices.attention, layer_choices, choices.optimizer, choices.strategy
     ):
-        if strategy.startswith("zero") and optimizer != "adamw":
-            continue  # 8-bit state under ZeRO is experimental, under offload silently another optimizer
-        if layers > work.shape.layers:
-            continue
-        plan = Plan(work, machine, StepOptions(precision, attention, layers, optimizer), strategy, work.longest)
-        yield replace(plan, tokens=choices.tokens) if choices.tokens else largest_that_fits(plan)
+        options = StepOptions(precision, attention, layers, optimizer)
+        plan = Plan(work, machine, options, strategy, choices.tokens or work.smallest_budget)
+        if plan.is_accepted:
+            yield plan if choices.tokens else largest_that_fits(plan)
 
 
 def largest_that_fits(plan: Plan) -> Plan:
     """The same plan with the largest token budget that fits; the least one where none does."""
-    least, most = plan.work.longest, max(plan.work.most_tokens, plan.work.longest)
+    least = plan.work.smallest_budget
+    most = max(plan.work.most_tokens, least)
     if replace(plan, tokens=most).fits:
         return replace(plan, tokens=most)
-    low, high = 0, (most - least) // STEP
+    low, high = 0, (most - least) // BUDGET_STEP
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if replace(plan, tokens=least + middle * STEP).fits else (low, middle - 1)
-    return replace(plan, tokens=least + low * STEP)
+        fits = replace(plan, tokens=least + middle * BUDGET_STEP).fits
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return replace(plan, tokens=least + low * BUDGET_STEP)
 
 
 def fastest(plans: Sequence[Plan]) -> Plan | None:
@@ -227,41 +289,48 @@ def _simplicity(plan: Plan) -> tuple[int, int, int]:
 
 def nearest_that_does_not_fit(plans: Sequence[Plan], chosen: Plan) -> Plan | None:
     """The plan that misses by least among those that would be faster than the chosen one."""
-    larger = replace(chosen, tokens=chosen.tokens + STEP) if chosen.tokens < chosen.work.most_tokens else None
+    larger = replace(chosen, tokens=chosen.tokens + BUDGET_STEP) if chosen.tokens < chosen.work.most_tokens else None
     missing = [plan for plan in [*plans, *([larger] if larger else [])] if not plan.fits]
     faster = [plan for plan in missing if plan.seconds <= chosen.seconds] or missing
     return min(faster, key=lambda plan: plan.needed, default=None)
 
 
 def alternatives(plan: Plan) -> list[tuple[str, Plan]]:
-    """The plan with one lever pulled, each that it has not pulled yet."""
+    """The plan with one option changed, each way that saves memory and that `train` accepts: (name, plan)."""
+    changed = [*_smaller_steps(plan), *_other_layouts(plan), *_other_strategies(plan)]
+    return [(name, other) for name, other in changed if other != plan and other.is_accepted]
+
+
+def _smaller_steps(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """Less that is alive in forward and backward."""
     options, device = plan.options, plan.machine.device
-    single = "ddp" if plan.machine.ranks > 1 else "single"
-    found: list[tuple[str, Plan]] = []
-
-    def offer(name: str, other: Plan) -> None:
-        if other != plan:
-            found.append((name, other))
-
-    offer("half the tokens per micro-batch", replace(plan, tokens=max(plan.work.longest, plan.tokens // 2)))
+    yield (
+        "half the tokens per micro-batch",
+        replace(plan, tokens=max(plan.work.smallest_budget, plan.tokens // 2)),
+    )
     if options.attention == "eager":
-        offer("fused attention (sdpa)", replace(plan, options=replace(options, attention="sdpa")))
+        yield "fused attention (sdpa)", replace(plan, options=replace(options, attention="sdpa"))
     if options.precision == "fp32" and device.low_precision != "fp32":
-        offer(
-            f"precision {device.low_precision}", replace(plan, options=replace(options, precision=device.low_precision))
-        )
-    for every in (2, 1):
+        lower = replace(options, precision=device.low_precision)
+        yield f"precision {device.low_precision}", replace(plan, options=lower)
+    for every, name in ((2, "every 2nd layer"), (1, "every layer")):
         if options.checkpoint_layers != 1 and every <= plan.work.shape.layers:
-            name = "every layer" if every == 1 else "every 2nd layer"
-            offer(f"checkpointing {name}", replace(plan, options=replace(options, checkpoint_layers=every)))
-    for optimizer in ("adamw_8bit", "paged_adamw_8bit"):
-        if options.optimizer == "adamw" and plan.strategy == single:
-            offer(f"optimizer {optimizer}", replace(plan, options=replace(options, optimizer=optimizer)))
-    if plan.work.graphs > 1:
-        offer("one task's graph at a time", replace(plan, work=replace(plan.work, graphs=1)))
-    if plan.work.apart:
-        offer("gradients summed (--conflict none)", replace(plan, work=replace(plan.work, apart=False)))
-    for strategy in ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"):
-        if plan.strategy == single and options.optimizer == "adamw":
-            offer(strategy, replace(plan, strategy=strategy))
-    return found
+            yield f"checkpointing {name}", replace(plan, options=replace(options, checkpoint_layers=every))
+
+
+def _other_layouts(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """Less optimizer state, or fewer graphs and gradients of tasks at once."""
+    options, device, work = plan.options, plan.machine.device, plan.work
+    for optimizer in planned_strategy(plan.strategy).optimizers:
+        if options.optimizer == "adamw" and _saves_memory(optimizer, device):
+            yield f"optimizer {optimizer}", replace(plan, options=replace(options, optimizer=optimizer))
+    if work.task_graphs > 1:
+        yield "one task's graph at a time", replace(plan, work=replace(work, task_graphs=1))
+    if work.separate_gradients:
+        yield "gradients summed (--conflict none)", replace(plan, work=replace(work, separate_gradients=False))
+
+
+def _other_strategies(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    if plan.is_replicated:
+        for strategy in (*SHARDED, *(OFFLOADED if not plan.machine.device.is_cpu else ())):
+            yield strategy, replace(plan, strategy=strategy)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pal_dist.distributed.replicated import BUCKET_ELEMENTS
 from pal_dist.memory.closed_form import ModelShape, StepOptions, saved_by_layer
 from pal_dist.memory.devices import Device
-from pal_dist.memory.sharding import REDUCTION_BUFFER, sharded
+from pal_dist.memory.sharding import sharded
 from pal_dist.models.encoder import is_checkpointed
 
 EFFICIENCY_LOW, EFFICIENCY_FP32 = 0.35, 0.70
@@ -34,14 +35,14 @@ def matrix_flops(shape: ModelShape, tokens: int, length: float, options: StepOpt
     none where nothing below the heads is trained.
     """
     passes = 3 if shape.shared else 2 if shape.adapter_layers else 1
-    again = sum(is_checkpointed(layer, options.checkpoint_layers) for layer in range(shape.layers)) / shape.layers
+    recomputed = sum(is_checkpointed(layer, options.checkpoint_layers) for layer in range(shape.layers)) / shape.layers
     weights = shape.layers * shape.layer_matrices
     weights += shape.adapter_matrices
     pals = len(shape.adapter_layers) if shape.adapter_heads else 0
     if pals:  # V^E and V^D are tied: one pair, used by every layer
         weights += (pals - 1) * 2 * shape.hidden * shape.adapter_width
     scores = 2 * length * (shape.layers * shape.hidden + pals * shape.adapter_width)
-    return 2.0 * tokens * (weights + scores) * (passes + (again if passes > 1 else 0))
+    return 2.0 * tokens * (weights + scores) * (passes + (recomputed if passes > 1 else 0))
 
 
 def micro_batch_cost(shape: ModelShape, options: StepOptions, device: Device) -> int:
@@ -77,9 +78,17 @@ class StepTime:
 
 
 def step_time(
-    shape: ModelShape, options: StepOptions, device: Device, *, strategy: str, gpus: int, nodes: int, tokens: float,
-    length: float, micro_batches: float,
-) -> StepTime:  # fmt: skip
+    shape: ModelShape,
+    options: StepOptions,
+    device: Device,
+    *,
+    strategy: str,
+    gpus: int,
+    nodes: int,
+    tokens: float,
+    length: float,
+    micro_batches: float,
+) -> StepTime:
     """Estimated time of one optimizer step.
 
     Args:
@@ -87,21 +96,21 @@ def step_time(
             rank in the step.
     """
     batch = max(1, round(tokens / length))
-    kept = saved_by_layer(
+    saved = saved_by_layer(
         shape, options, batch, round(length), adapter=bool(shape.adapter_layers), queries=round(length)
     )
     memory = device.bandwidth * 1e9
     parts = sharded(shape, options, strategy, gpus * nodes)
     compute = matrix_flops(shape, int(tokens), length, options) / _rate(options, device)
-    compute += ACTIVATION_TRAFFIC * kept * shape.layers / memory
+    compute += ACTIVATION_TRAFFIC * saved * shape.layers / memory
     compute += micro_batches * shape.layers * KERNELS_PER_LAYER * LAUNCH_SECONDS * (0 if device.is_cpu else 1)
     optimizer_traffic = 28 if options.optimizer == "adamw" else 18
     paged = 4 * shape.trained_parameters if options.optimizer.startswith("paged") else 0
     return StepTime(
-        compute,
-        optimizer_traffic * shape.trained_parameters / memory,
-        exchange_seconds(parts.link_bytes, 4 * shape.trained_parameters, device, gpus=gpus, nodes=nodes),
-        (paged + 4 * parts.host_bytes) / HOST_BANDWIDTH,
+        compute=compute,
+        update=optimizer_traffic * shape.trained_parameters / memory,
+        exchange=exchange_seconds(parts.link_bytes, 4 * shape.trained_parameters, device, gpus=gpus, nodes=nodes),
+        host=(paged + 4 * parts.host_bytes) / HOST_BANDWIDTH,
     )
 
 
@@ -116,4 +125,4 @@ def exchange_seconds(sent: int, summed: int, device: Device, *, gpus: int, nodes
     pace = min(device.link if gpus > 1 else math.inf, device.network if nodes > 1 else math.inf) * 1e9
     crossings = nodes if nodes > 1 else 0
     round_trip = (gpus * nodes - crossings) * LINK_LATENCY + crossings * NETWORK_LATENCY
-    return sent / pace + 2 * round_trip * math.ceil(summed / REDUCTION_BUFFER)
+    return sent / pace + 2 * round_trip * math.ceil(summed / (4 * BUCKET_ELEMENTS))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -81,7 +81,6 @@ def trace(
     max_norm: float | None = 1.0,
     keeps_gradients: bool = False,
     softmax_keeps_input: bool = False,
-    reduction: int = 0,
     limit: int | None = None,
     after: Callable[[nn.Module, int], None] | None = None,
     replay: bool = True,
@@ -89,8 +88,7 @@ def trace(
     """Trace one optimizer step of any model, after the optimizer's state has come into being.
 
     Args:
-        model: a module (only the shapes of its tensors are read), or a function that builds one, which then allocates
-            nothing.
+        model: a module (only its shapes are read), or a function that builds one, which then allocates nothing.
         batches: the micro-batches of the step, a list: each a dict (called as `model(**batch)`) or anything else
             (called as `model(batch)`). Only shapes and dtypes matter. A single batch may stand for a list of one.
         loss: from (output, batch); by default `output.loss`, else `output[0]`.
@@ -102,100 +100,132 @@ def trace(
         max_norm: gradients are clipped to this norm; None: not clipped.
         keeps_gradients: zeroed gradients stay allocated between steps (`zero_grad(set_to_none=False)`).
         softmax_keeps_input: as PyTorch did before 1.11.
-        reduction: bytes of the flat buffer that sums gradients over ranks; 0: one rank.
+        limit: bytes above which an allocation raises torch.OutOfMemoryError, as a card of that size would.
         after: called with the module and the micro-batch's number after each backward pass, for methods that do more
             with gradients than add them up.
-        replay: begin with a first micro-batch and its update, so that blocks lie for `Trace.reserved` where a real run
-            would have put them. Without it the optimizer's state comes from gradients of zeros, which is the same step
-            sooner. Where there is `after`, a whole first step comes before in any case: what it keeps must exist.
-        limit: bytes above which an allocation raises torch.OutOfMemoryError, as a card of that size would.
+        replay: begin with a micro-batch and its update, so that blocks lie for `Trace.reserved` where a real run has
+            them. Without it the optimizer's state comes from gradients of zeros, which is the same step sooner. Where
+            there is `after`, a whole first step comes before in any case: what it keeps must exist.
 
     Returns: the trace. Raises ValueError for an unknown precision or a precision that the device lacks.
     """
     if precision not in DTYPES:
         raise ValueError(f"precision is one of {', '.join(DTYPES)}; found {precision!r}")
-    steps: Sequence[Any] = batches if isinstance(batches, list) else [batches]
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake:
-        module = _as_fake(model, fake).train()
-        steps = [tree_map_only(Tensor, partial(_fake_tensor, fake), batch) for batch in steps]
+    micro_batches: list[Any] = batches if isinstance(batches, list) else [batches]
+    fake_tensors = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake_tensors:
+        module = _as_fake(model).train()
+        micro_batches = [tree_map_only(Tensor, _as_fake_tensor, batch) for batch in micro_batches]
     if checkpointing:
         _enable_checkpointing(module)
     update = (optimizer or _fused_adamw)(module)  # real: bitsandbytes computes its tables of quantiles here
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        # True of this CPU, not of the device whose step is traced.
-        warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
-        stack.enter_context(fake)
-        tracker = Tracker(module, granularity=512 if device and not device.is_cpu else 1)
-        autocast: Callable[[], Any] = nullcontext
-        again: Callable[[], Any] = nullcontext  # what layers that are computed again in backward run under
-        if device is not None and not device.is_cpu:
-            emulation = CudaEmulation(
-                device, attention=attention, softmax_keeps_input=softmax_keeps_input,
-                on_weight_copy=lambda tensor: tracker.mark([tensor], WEIGHT_COPIES),
-            )  # fmt: skip
-            tracker.on_exit = emulation.forget_copies  # a layer that is computed again has an autocast of its own
-            autocast = again = partial(emulation.autocast, DTYPES[precision])
-            stack.enter_context(emulate_kernels_of("cuda"))
-            stack.enter_context(emulation)
-        elif DTYPES[precision] is not None:
-            autocast = partial(torch.autocast, "cpu", DTYPES[precision])
-        stack.enter_context(tracker)
-        tracker.mark(module.parameters(), PARAMETERS)
-        tracker.mark(module.buffers(), PARAMETERS)
-        phases: list[tuple[int, str]] = []
-
-        def run(batch: Any, number: int) -> None:
-            """One micro-batch, forward and backward; it is on the device for as long as that takes."""
-            inputs = _tensors([batch])
-            tracker.mark(inputs, ACTIVATIONS)
-            phases.append((len(tracker.events), "forward"))
-            with autocast():
-                output = module(**batch) if isinstance(batch, dict) else module(batch)
-                value = (loss or _default_loss)(output, batch)
-            phases.append((len(tracker.events), "backward"))
-            with again():
-                (value / len(steps)).backward()
-            if after is not None:
-                after(module, number)
-            tracker.forget(inputs)
-
-        first = steps if after else steps[:1] if replay else []
-        _warm_up(module, run, first, update, tracker)
-        update.zero_grad(set_to_none=not keeps_gradients)
-        start, resident = len(tracker.events), tracker.bytes
-        tracker.limit = limit
-        phases.clear()
-        for number, batch in enumerate(steps):
-            run(batch, number)
-        phases.append((len(tracker.events), "optimizer step"))
-        if reduction:
-            torch.empty(reduction, dtype=torch.uint8)
-        if max_norm is not None:
-            nn.utils.clip_grad_norm_(module.parameters(), max_norm)
-        update.step()
-        update.zero_grad(set_to_none=not keeps_gradients)
-        return summarise(tracker, start, resident, phases)
+    step = _TracedStep(module, micro_batches, loss or _default_loss, update, after, max_norm, keeps_gradients)
+    with fake_tensors, step.followed(device, DTYPES[precision], attention, softmax_keeps_input):
+        return step.run(replay=replay, limit=limit)
 
 
-def _warm_up(
-    module: nn.Module, run: Callable[[Any, int], None], steps: Sequence[Any], update: torch.optim.Optimizer,
-    tracker: Tracker,
-) -> None:  # fmt: skip
-    """A first step on some micro-batches, after which the optimizer's state exists."""
-    for number, batch in enumerate(steps):
-        run(batch, number)
-    for parameter in module.parameters():
-        if parameter.requires_grad and parameter.grad is None:  # another task's, or no micro-batch was asked for
-            parameter.grad = torch.zeros_like(parameter)
-            tracker.mark([parameter.grad], GRADIENTS)
-    update.step()
-    for entries in update.state.values():
-        kept = [value for value in entries.values() if isinstance(value, Tensor)]
-        tracker.mark(kept, OPTIMIZER)
-        if getattr(update, "is_paged", False) and tracker.granularity > 1:  # pages of such a size leave for the host
-            tracker.forget(value for value in kept if value.numel() >= PAGED_FROM)
+class _TracedStep:
+    """An optimizer step on fake tensors, and what follows every storage of it."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        micro_batches: list[Any],
+        loss: Loss,
+        update: torch.optim.Optimizer,
+        after: Callable[[nn.Module, int], None] | None,
+        max_norm: float | None,
+        keeps_gradients: bool,
+    ):
+        self.module, self.micro_batches, self.loss, self.update = module, micro_batches, loss, update
+        self.after, self.max_norm, self.keeps_gradients = after, max_norm, keeps_gradients
+        self.phases: list[tuple[int, str]] = []
+        """(number of its first event, name)."""
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.autocast_of_backward: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """What layers that are computed again in backward run under."""
+
+    @contextmanager
+    def followed(
+        self, device: Device | None, dtype: torch.dtype | None, attention: str, softmax_keeps_input: bool
+    ) -> Iterator[None]:
+        """Within, storages are counted, and a GPU's kernels are emulated. Fake tensors must be on already."""
+        emulated = device if device is not None and not device.is_cpu else None
+        self.tracker = tracker = Tracker(self.module, granularity=1 if emulated is None else 512)
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            # True of this CPU, not of the device whose step is traced.
+            warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+            if emulated is not None:
+                emulation = CudaEmulation(
+                    emulated,
+                    attention=attention,
+                    softmax_keeps_input=softmax_keeps_input,
+                    on_weight_copy=lambda tensor: tracker.mark([tensor], WEIGHT_COPIES),
+                )
+                tracker.on_exit = emulation.forget_copies  # a layer computed again has an autocast of its own
+                self.autocast = self.autocast_of_backward = partial(emulation.autocast, dtype)
+                stack.enter_context(emulate_kernels_of("cuda"))
+                stack.enter_context(emulation)
+            elif dtype is not None:
+                self.autocast = partial(torch.autocast, "cpu", dtype)
+            stack.enter_context(tracker)
+            tracker.mark(self.module.parameters(), PARAMETERS)
+            tracker.mark(self.module.buffers(), PARAMETERS)
+            yield
+
+    def run(self, *, replay: bool, limit: int | None) -> Trace:
+        """The step after a first one, which is as long as the arguments of `trace` ask for."""
+        self._first_step(self.micro_batches if self.after else self.micro_batches[:1] if replay else [])
+        self._clear_gradients()
+        start, resident = len(self.tracker.events), self.tracker.bytes
+        self.tracker.limit = limit
+        self.phases.clear()
+        for number, batch in enumerate(self.micro_batches):
+            self._micro_step(batch, number)
+        self._enter("optimizer step")
+        if self.max_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm)
+        self.update.step()
+        self._clear_gradients()
+        return summarise(self.tracker, start, resident, self.phases)
+
+    def _micro_step(self, batch: Any, number: int) -> None:
+        """One micro-batch, forward and backward; it is on the device for as long as that takes."""
+        inputs = _tensors([batch])
+        self.tracker.mark(inputs, ACTIVATIONS)
+        self._enter("forward")
+        with self.autocast():
+            output = self.module(**batch) if isinstance(batch, dict) else self.module(batch)
+            value = self.loss(output, batch)
+        self._enter("backward")
+        with self.autocast_of_backward():
+            (value / len(self.micro_batches)).backward()
+        if self.after is not None:
+            self.after(self.module, number)
+        self.tracker.forget(inputs)
+
+    def _first_step(self, micro_batches: list[Any]) -> None:
+        """A step on some micro-batches, after which the optimizer's state exists."""
+        for number, batch in enumerate(micro_batches):
+            self._micro_step(batch, number)
+        for parameter in self.module.parameters():
+            if parameter.requires_grad and parameter.grad is None:  # another task's, or no micro-batch was asked for
+                parameter.grad = torch.zeros_like(parameter)
+                self.tracker.mark([parameter.grad], GRADIENTS)
+        self.update.step()
+        is_paged = getattr(self.update, "is_paged", False) and self.tracker.granularity > 1
+        for entries in self.update.state.values():
+            state = [value for value in entries.values() if isinstance(value, Tensor)]
+            self.tracker.mark(state, OPTIMIZER)
+            if is_paged:  # pages of such a size leave for the host
+                self.tracker.forget(value for value in state if value.numel() >= PAGED_FROM)
+
+    def _enter(self, phase: str) -> None:
+        self.phases.append((len(self.tracker.events), phase))
+
+    def _clear_gradients(self) -> None:
+        self.update.zero_grad(set_to_none=not self.keeps_gradients)
 
 
 def summarise(tracker: Tracker, start: int, resident: int, phases: list[tuple[int, str]]) -> Trace:
@@ -234,32 +264,29 @@ def _enable_checkpointing(module: Any) -> None:
         module.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _as_fake(model: nn.Module | Callable[[], nn.Module], fake: FakeTensorMode) -> nn.Module:
-    """The module with fake tensors of the same shapes."""
+def _as_fake(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """The module with fake tensors of the same shapes. Fake tensors must be on already."""
     if not isinstance(model, nn.Module):
         return model()
     if any(isinstance(parameter, FakeTensor) for parameter in model.parameters()):
         raise ValueError("the model holds fake tensors of another mode: pass a function that builds it")
     copies: dict[int, Any] = {}
-    with fake:
-        for tensor in chain(model.parameters(), model.buffers()):
-            copied = torch.empty(tensor.shape, dtype=tensor.dtype)
-            if isinstance(tensor, nn.Parameter):
-                copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
-            copies[id(tensor)] = copied
+    for tensor in chain(model.parameters(), model.buffers()):
+        copied = torch.empty(tensor.shape, dtype=tensor.dtype)
+        if isinstance(tensor, nn.Parameter):
+            copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
+        copies[id(tensor)] = copied
     return copy.deepcopy(model, copies)
 
 
-def _fake_tensor(fake: FakeTensorMode, tensor: Tensor) -> Tensor:
-    if isinstance(tensor, FakeTensor):
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype)
+def _as_fake_tensor(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, FakeTensor) else torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, values)
-    return found
+    tensors: list[Tensor] = []
+    tree_map_only(Tensor, tensors.append, values)
+    return tensors
 
 
 def _default_loss(output: Any, _batch: Any) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pal_dist.core.units import round_up
+
 PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer state"
 ACTIVATIONS, WEIGHT_COPIES, TEMPORARIES = "activations", "weight copies", "temporaries"
 CATEGORIES = (PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, WEIGHT_COPIES, TEMPORARIES)
@@ -47,9 +49,13 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(
-        self, model: nn.Module | None = None, *, granularity: int = 512, limit: int | None = None,
+        self,
+        model: nn.Module | None = None,
+        *,
+        granularity: int = 512,
+        limit: int | None = None,
         on_exit: Callable[[], None] | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.granularity, self.limit, self.on_exit = granularity, limit, on_exit
         self.blocks: list[Block] = []
@@ -57,7 +63,6 @@ class Tracker(TorchDispatchMode):
         self.bytes = self.peak = 0
         self._live: dict[int, tuple[int, weakref.ref[Any]]] = {}  # address of the storage -> block
         self._modules: list[str] = []
-        self._in_forward = False
         self._exits: list[int] = []  # events at which an outermost module was left, in order
         self._hooks = ExitStack()
         if model is not None:
@@ -122,10 +127,9 @@ class Tracker(TorchDispatchMode):
     def _see(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
         address = storage._cdata
-        known = self._live.get(address)
-        if known is not None:
-            return known[0]
-        index, size = len(self.blocks), -(-storage.nbytes() // self.granularity) * self.granularity
+        if address in self._live:
+            return self._live[address][0]
+        index, size = len(self.blocks), round_up(storage.nbytes(), self.granularity)
         module = self._modules[-1] if self._modules else ""
         self.blocks.append(Block(size, len(self.events), module, bool(self._modules)))
         self.events.append((index, size))

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pal_dist.memory import find_device
 from pal_dist.memory.closed_form import StepOptions
-from pal_dist.memory.planner import kept_apart
+from pal_dist.memory.planner import separate_task_gradients
 from tests.ranks.test_gradient_surgery import naive_pcgrad, trace_of
 from tests.support.random_runs import batch_of, config_of, loss_of
 
@@ -33,7 +33,9 @@ def main() -> None:
     batches = [batch_of(given.rows, given.length, task) for task in ("sst", "para", "sts")]
     ways = {
         "gradients summed": trace_of(config, options, device, batches, loss_of),
-        "kept apart (pal-dist)": trace_of(config, options, device, batches, loss_of, after=kept_apart([0, 1, 2])),
+        "kept apart (pal-dist)": trace_of(
+            config, options, device, batches, loss_of, after=separate_task_gradients([0, 1, 2])
+        ),
         "as often written": trace_of(config, options, device, [batches], naive_pcgrad),
     }
     least = next(iter(ways.values())).peak

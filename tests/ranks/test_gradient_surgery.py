@@ -14,7 +14,7 @@ from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
 from pal_dist.memory import find_device, trace
 from pal_dist.memory.closed_form import StepOptions
-from pal_dist.memory.planner import kept_apart, trace_plan, workload_of
+from pal_dist.memory.planner import separate_task_gradients, trace_plan, workload_of
 from pal_dist.memory.search import Machine, Plan
 from pal_dist.models.multi_task import MultiTaskBert, build_model
 from pal_dist.optim.gradient_surgery import DECAY, METHODS, GradientSurgery, cosines, draw_others
@@ -263,7 +263,7 @@ class TestMemory:
         config = config_of(256, 4, 4, "pal", 96, 12)
         batches = [batch_of(16, 128, task) for task in ("sst", "para", "sts")]
         plain = trace_of(config, options, device, batches, loss_of)
-        ours = trace_of(config, options, device, batches, loss_of, after=kept_apart([0, 1, 2]))
+        ours = trace_of(config, options, device, batches, loss_of, after=separate_task_gradients([0, 1, 2]))
         naive = trace_of(config, options, device, [batches], naive_pcgrad)
         print(f"plain {plain.peak:,}, ours {ours.peak:,}, naive {naive.peak:,}")
         shared = 4 * shape(config).shared
@@ -276,11 +276,11 @@ class TestMemory:
         config = config_of(384, 6, 12, "pal", 204, 12)
         run = tiny_run(conflict="pcgrad", max_length=128, batch_size=16)
         work = workload_of(run, config, ranks=1, multiple=8)
-        assert (work.apart, work.tasks) == (True, 3)
+        assert (work.separate_gradients, work.tasks) == (True, 3)
         plan = Plan(work, Machine(find_device("t4")), StepOptions(precision), "single", tokens)
-        found = trace_plan(plan, run, config)
+        found = trace_plan(plan, config)
         assert plan.estimate.peak / found.peak - 1 == pytest.approx(0.0, abs=0.05)
-        without = Plan(replace(work, apart=False), plan.machine, plan.options, "single", tokens)
+        without = Plan(replace(work, separate_gradients=False), plan.machine, plan.options, "single", tokens)
         assert plan.needed > without.needed + 2 * 4 * work.shape.shared
 
 
