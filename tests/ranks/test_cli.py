@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from pal_dist import __version__
 from pal_dist.cli import VERBS, main
+from pal_dist.tasks.registry import TASKS
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ class TestHelp:
 
     def test_tasks_lists_all(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["tasks"])
-        assert len(capsys.readouterr().out.splitlines()) == 2 + 13
+        assert len(capsys.readouterr().out.splitlines()) == 2 + len(TASKS)
 
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
