@@ -126,12 +126,15 @@ def test_the_training_step_is_a_paragraph() -> None:
     assert step.end_lineno - step.lineno <= STEP_LINES
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_functions_are_short(path: Path) -> None:
-    for node in functions(path):
-        assert node.end_lineno is not None
-        lines = node.end_lineno - node.lineno + 1
-        assert lines <= FUNCTION_LINES, f"{relative(path)}: {node.name} has {lines} lines, at most {FUNCTION_LINES}"
+def test_functions_are_short() -> None:
+    long = []
+    for path in MODULES:
+        for node in functions(path):
+            assert node.end_lineno is not None
+            lines = node.end_lineno - node.lineno + 1
+            if lines > FUNCTION_LINES:
+                long.append(f"{relative(path)}: {node.name} has {lines} lines, at most {FUNCTION_LINES}")
+    assert long == []
 
 
 def is_table_of_numbers(statement: ast.stmt) -> bool:
@@ -153,13 +156,15 @@ def squeezed(path: Path) -> list[int]:
 
 
 SQUEEZED: dict[str, int] = {}
-"""Files with lines that were laid out by hand before the rule; the numbers only fall."""
+"""Files with lines that were laid out by hand before the rule, and how many; the numbers only fall."""
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_only_tables_of_numbers_are_laid_out_by_hand(path: Path) -> None:
-    lines = squeezed(path)
-    assert len(lines) <= SQUEEZED.get(relative(path), 0), f"{relative(path)}, lines {lines}: let `ruff format` do it"
+def test_only_tables_of_numbers_are_laid_out_by_hand() -> None:
+    lines = {relative(path): squeezed(path) for path in MODULES}
+    more = {name: numbers for name, numbers in lines.items() if len(numbers) > SQUEEZED.get(name, 0)}
+    assert more == {}, "`# fmt: skip` is for tables of numbers: remove it and run `ruff format`"
+    fewer = {name: len(lines.get(name, [])) for name, count in SQUEEZED.items() if len(lines.get(name, [])) < count}
+    assert fewer == {}, "less is left than SQUEEZED allows: lower its numbers"
 
 
 # -- what is written is there
