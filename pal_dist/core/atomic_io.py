@@ -1,12 +1,17 @@
-"""Writing so that a crash, a full disk or a second reader never meets half a file."""
+"""Writing so that a crash, a full disk or a second reader never meets half a file.
+
+Everything that must be whole is written here: into a draft beside its place, onto the disk, then renamed. JSON is
+strict: what is not a number is null, which every parser reads.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,25 +19,29 @@ from typing import Any
 from pal_dist.core.errors import UserError
 
 
+def draft_of(path: Path) -> Path:
+    """Where this process drafts what will stand at `path`: beside it, so that a rename is enough."""
+    return path.with_name(f".{path.name}.{os.getpid()}.draft")
+
+
 @contextmanager
-def atomic_folder(folder: Path, *, needs: int = 0) -> Iterator[Path]:
+def atomic_folder(folder: Path, *, needs: int = 0, draft: Path | None = None) -> Iterator[Path]:
     """A draft to fill; when the block ends well it is on disk and takes the place of `folder`, else it is gone.
+
+    Args:
+        needs: bytes that will be written, as far as that is known.
+        draft: where the draft is, if several processes fill it; by default a place of this process's own.
 
     Raises UserError where the disk is full, or has less than `needs` bytes left, with the old folder untouched.
     """
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
+    draft = draft or draft_of(folder)
     shutil.rmtree(draft, ignore_errors=True)
     with explain_full_disk(folder):
         draft.mkdir(parents=True)
         try:
-            free = shutil.disk_usage(draft).free
-            if free < needs:
-                raise OSError(errno.ENOSPC, f"{needs:,} bytes are needed and {free:,} are free")
+            check_room(draft, needs)
             yield draft
-            probe = draft / ".mode"
-            probe.touch()
-            mode = probe.stat().st_mode
-            probe.unlink()
+            mode = _usual_mode(draft)
             for path in list(draft.rglob("*")):
                 if path.is_file():
                     path.chmod(mode)  # some writers make files that only their owner may read; a team shares runs
@@ -40,6 +49,15 @@ def atomic_folder(folder: Path, *, needs: int = 0) -> Iterator[Path]:
             replace_folder(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _usual_mode(folder: Path) -> int:
+    """The permissions that this process gives a new file there."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    return mode
 
 
 def replace_folder(draft: Path, folder: Path) -> None:
@@ -53,20 +71,60 @@ def replace_folder(draft: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+@contextmanager
+def atomic_file(path: Path, *, needs: int = 0, draft: Path | None = None) -> Iterator[Path]:
+    """A draft to write; when the block ends well it is on disk and takes the place of `path`, else it is gone.
+
+    Args and errors as those of `atomic_folder`.
+    """
+    draft = draft or draft_of(path)
     with explain_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            draft.write_text(text, encoding="utf-8")
-            sync(draft)
-            draft.rename(path)
+            check_room(path.parent, needs)
+            yield draft
+            replace_file(draft, path)
         finally:
             draft.unlink(missing_ok=True)
 
 
+def replace_file(draft: Path, path: Path) -> None:
+    """Let a finished draft take the place of `path`."""
+    sync(draft)
+    draft.replace(path)
+    sync(path.parent)
+
+
+def check_room(folder: Path, needs: int) -> None:
+    """Raises OSError, as a write would, where the disk of `folder` has less than `needs` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needs:
+        raise OSError(errno.ENOSPC, f"{needs:,} bytes are needed and {free:,} are free")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with atomic_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, to_json(content, indent=2) + "\n")
+
+
+def to_json(content: Any, *, indent: int | None = None) -> str:
+    """JSON that strict parsers read: NaN and the infinities, which JSON does not have, are null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return content
 
 
 @contextmanager

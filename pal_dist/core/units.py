@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
 
 
 def gib(size: float) -> str:
-    """Bytes for people: `1.23 GiB`; below a tenth with a digit more, below a hundredth with two."""
+    """Bytes for people: `1.23 GiB`; below a tenth with two digits that say something, such as `0.0029 GiB`."""
     value = size / GIBIBYTE
-    digits = 2 if abs(value) >= 0.1 or not size else 3 if abs(value) >= 0.01 else 4
+    digits = 2 if abs(value) >= 0.1 or not size else 1 - math.floor(math.log10(abs(value)))
     return f"{value:,.{digits}f} GiB"
 
 

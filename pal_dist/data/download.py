@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pal_dist.core.atomic_io import explain_full_disk, write_text
+from pal_dist.core.atomic_io import atomic_file, write_text
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.tasks.registry import Task, resolve_tasks
@@ -50,17 +50,13 @@ def fetch(data_dir: Path, names: list[str]) -> list[Path]:
 
 
 def _download(address: str, path: Path) -> None:
-    draft = path.with_name(f".{path.name}.draft")
     try:
-        with explain_full_disk(path):
+        with atomic_file(path) as draft:
             urllib.request.urlretrieve(address, draft)
-            draft.rename(path)
     except urllib.error.URLError as error:
         raise UserError(
             f"{address}: not reachable ({error.reason}); check the network, or copy {path.name} there"
         ) from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _fetch_glue(task: Task, split: str, path: Path) -> None:

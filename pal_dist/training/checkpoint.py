@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pal_dist.core.atomic_io import explain_full_disk, replace_folder, sync, write_json
+from pal_dist.core.atomic_io import check_room, explain_full_disk, replace_folder, sync, write_json
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.distributed.engine import Engine
 
-PLAIN = "#"
+NUMBER = "#"
 """Ends the name of a number that is no tensor."""
 
 VALUE = "value"
@@ -53,10 +53,7 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep
     try:
         with explain_full_disk(target):
             tensors = _own_part(engine)
-            free = shutil.disk_usage(folder).free
-            needs = sum(tensor.nbytes for tensor in tensors.values())
-            if free < needs:
-                raise OSError(28, f"{needs:,} bytes are needed and {free:,} are free")
+            check_room(folder, sum(tensor.nbytes for tensor in tensors.values()))
             save_file(tensors, draft / part)
             sync(draft / part)
     except UserError as error:
@@ -73,7 +70,7 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep
 
 def _all_or_nothing(engine: Engine, failure: UserError | None, draft: Path) -> None:
     """Raise one rank's failure on all of them."""
-    failures = [found for found in engine.gather(failure) if found is not None]
+    failures = [theirs for theirs in engine.gather(failure) if theirs is not None]
     if failures:
         if engine.is_main:
             shutil.rmtree(draft, ignore_errors=True)
@@ -91,7 +88,7 @@ def _own_part(engine: Engine) -> dict[str, Tensor]:
             if isinstance(entry, Tensor):
                 tensors[f"{name}/{key}"] = entry.cpu().contiguous()
             else:
-                tensors[f"{name}/{key}{PLAIN}"] = torch.tensor(entry)
+                tensors[f"{name}/{key}{NUMBER}"] = torch.tensor(entry)
     return tensors
 
 
@@ -103,21 +100,21 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_intact(folder: Path) -> Path | None:
     """The newest checkpoint none of whose files is missing, cut short or unreadable; damaged ones are named."""
     for path in checkpoints(folder)[::-1]:
-        problem = damage(path)
+        problem = find_damage(path)
         if problem is None:
             return path
         say(f"warning: {path} is damaged ({problem}); an older checkpoint is looked for")
     return None
 
 
-def damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None: nothing."""
     try:
         sizes: dict[str, int] = json.loads((path / STATE).read_text(encoding="utf-8"))["files"]
         for name, size in sizes.items():
-            found = (path / name).stat().st_size
-            if found != size:
-                return f"{name} has {found:,} bytes, expected {size:,}"
+            size_now = (path / name).stat().st_size
+            if size_now != size:
+                return f"{name} has {size_now:,} bytes, expected {size:,}"
             with safe_open(path / name, framework="pt") as file:
                 file.keys()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -155,7 +152,7 @@ def load_moments(path: Path, engine: Engine) -> None:
     """Give the optimizer its state back, under whatever strategy the engine has."""
     for name, entries in _entries(path):
         moments = {
-            key.removesuffix(PLAIN): value.item() if key.endswith(PLAIN) else value
+            key.removesuffix(NUMBER): value.item() if key.endswith(NUMBER) else value
             for key, value in entries.items()
             if key != VALUE
         }

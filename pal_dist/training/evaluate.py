@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pal_dist.core.errors import DoesNotFitError
+from pal_dist.data.batch import Batch
 from pal_dist.data.batching import Rows, evaluation_batches
-from pal_dist.data.token_cache import Batch, Corpus
+from pal_dist.data.token_cache import Corpus
 from pal_dist.distributed.engine import Engine
 from pal_dist.tasks.registry import Task
 from pal_dist.training.oom_guard import is_out_of_memory

@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -30,15 +27,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pal_dist.core.atomic_io import explain_full_disk, sync, write_json
+from pal_dist.core.atomic_io import explain_full_disk, write_json
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.core.units import gib
-from pal_dist.data.token_cache import Batch, Corpus
+from pal_dist.data.batch import Batch
+from pal_dist.data.token_cache import Corpus
 from pal_dist.distributed.engine import Engine
 from pal_dist.models.multi_task import MultiTaskBert
 from pal_dist.tasks.registry import Task
 from pal_dist.training.evaluate import run_rows
+from pal_dist.training.feature_file import FeatureFileWriter, find_damage
 
 FORMAT = 1
 """Raised when the file below or what the encoder computes changes; older files are then not found."""
@@ -47,10 +46,7 @@ STRETCH, LONGEST_STRETCH = 2048, 1 << 16
 """Examples of one rank, and of all ranks together, that are computed before they go to disk: they pass through every
 rank's memory."""
 
-OLD_DRAFT = 24 * 3600
-"""Seconds after which a draft is that of a process that was killed."""
-
-DOES_NOT_MATTER = {
+WITHOUT_EFFECT = {
     "tasks", "head_layers", "head_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "trained_length",
     "architectures", "transformers_version", "_name_or_path", "dtype",
 }  # fmt: skip
@@ -114,7 +110,7 @@ class FeatureCache:
 
     def hash_of(self, task: Task, corpus: Corpus) -> str:
         """Of everything that makes the features. Raises UserError, on every rank, where ranks do not agree on it."""
-        config = {name: value for name, value in self.model.config.to_dict().items() if name not in DOES_NOT_MATTER}
+        config = {name: value for name, value in self.model.config.to_dict().items() if name not in WITHOUT_EFFECT}
         recipe = {"format": FORMAT, "corpus": corpus.key, "precision": self.engine.precision.name, "config": config}
         if self._weights is None:
             self._weights = _digest(self.model.bert)
@@ -132,7 +128,7 @@ class FeatureCache:
 
     def _everywhere(self, path: Path, shape: tuple[int, int], dtype: str, *, told: bool) -> bool:
         """Whether every node has the whole file; one rank of each looks."""
-        problem = damage(path, shape, dtype) if self.engine.group.local_rank == 0 else None
+        problem = find_damage(path, shape, dtype) if self.engine.group.local_rank == 0 else None
         if problem and told and path.is_file():
             say(f"warning: {path} is damaged ({problem}); it is computed again")
         return all(self.engine.gather(problem is None))
@@ -144,11 +140,11 @@ class FeatureCache:
         size = shape[0] * shape[1] * np.dtype(dtype).itemsize
         name = engine.gather(f"{path.name}.{uuid.uuid4().hex}.draft")[0]
         with ExitStack() as stack:
-            drafts: list[Draft] = []
+            writers: list[FeatureFileWriter] = []
 
             def begin() -> None:
-                drafts.append(Draft(path, name, shape, dtype))
-                stack.callback(drafts[0].drop)
+                writers.append(FeatureFileWriter(path, path.parent / name, shape, dtype))
+                stack.callback(writers[0].discard)
 
             self._together(path, [begin] if engine.is_main else [])
             # A node that does not see rank 0's draft has a folder of its own.
@@ -164,9 +160,9 @@ class FeatureCache:
                     engine, lambda batch: engine.run(self.model.pooled, batch), task, corpus, rows, outputs=shape[1],
                     budget=self.budget, padding_id=self.padding_id, doing="computing features of", dtype=dtype,
                 )  # fmt: skip
-                self._together(path, [partial(draft.write, values) for draft in drafts])
+                self._together(path, [partial(writer.write, values) for writer in writers])
                 bar.update(len(rows))
-            self._together(path, [draft.finish for draft in drafts])
+            self._together(path, [writer.finish for writer in writers])
         seconds = time.perf_counter() - begun
         self.seconds += seconds
         self.computed_bytes += size
@@ -208,62 +204,6 @@ class FeatureCache:
             "cached": True, "examples": self.examples, "bytes": self.bytes, "computed_bytes": self.computed_bytes,
             "seconds": self.seconds, "folder": str(self.folder),
         }})  # fmt: skip
-
-
-class Draft:
-    """A .npy file that grows row by row, followed by a checksum of its rows; in its place once it is whole."""
-
-    def __init__(self, path: Path, name: str, shape: tuple[int, int], dtype: str):
-        """Raises UserError where the disk has too little room."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for other in path.parent.glob(f"{path.name}.*.draft"):
-            if time.time() - other.stat().st_mtime > OLD_DRAFT:
-                other.unlink(missing_ok=True)
-        self.path, self.draft, self.sum, self.dtype = path, path.parent / name, 0, np.dtype(dtype)
-        needs, free = shape[0] * shape[1] * self.dtype.itemsize, shutil.disk_usage(path.parent).free
-        if free < needs:
-            raise UserError(
-                f"{path.parent}: the features need {gib(needs)}, and the disk has {gib(free)} left: free some, "
-                f"name another --cache_dir, or pass --features off (slower: the encoder then runs in every step)"
-            )
-        self.file = open(self.draft, "xb")  # noqa: SIM115 (closed by drop)
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
-
-    def write(self, rows: NDArray[Any]) -> None:
-        content = np.ascontiguousarray(rows, dtype=self.dtype).data
-        self.sum = zlib.crc32(content, self.sum)
-        self.file.write(content)
-
-    def finish(self) -> None:
-        self.file.write(self.sum.to_bytes(4, "little"))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.draft.replace(self.path)
-        sync(self.path.parent)
-
-    def drop(self) -> None:
-        """Close, and leave no draft behind."""
-        self.file.close()
-        self.draft.unlink(missing_ok=True)
-
-
-def damage(path: Path, shape: tuple[int, int], dtype: str) -> str | None:
-    """What is wrong with a file of features; None: nothing."""
-    try:
-        features = np.load(path, mmap_mode="r")
-        if features.shape != shape or features.dtype != dtype:
-            return f"it holds {features.dtype} of shape {features.shape}, expected {dtype} of {shape}"
-        end = features.offset + features.nbytes
-        with open(path, "rb") as file:
-            file.seek(end)
-            expected = file.read()
-        found = zlib.crc32(features.data)
-        if expected != found.to_bytes(4, "little"):
-            return "its checksum does not match"
-    except (OSError, ValueError, EOFError) as error:
-        return str(error)
-    return None
 
 
 def _digest(module: torch.nn.Module, digest: Any = None) -> Any:

@@ -10,7 +10,8 @@ from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
 from pal_dist.data.readers import require_file
 from pal_dist.data.synthetic import built_in_corpus
-from pal_dist.data.token_cache import Corpus, load_corpus, load_tokenizer
+from pal_dist.data.token_cache import Corpus, load_corpus
+from pal_dist.data.tokenizer import load_tokenizer
 from pal_dist.models.pretrained import find_model
 from pal_dist.tasks.registry import Task, resolve_tasks
 

@@ -9,8 +9,8 @@ from typing import cast
 from torch import Tensor
 
 from pal_dist.config.schema import RunConfig
+from pal_dist.data.batch import Batch
 from pal_dist.data.batching import MicroBatch, Rows, Schedule, micro_batches
-from pal_dist.data.token_cache import Batch
 from pal_dist.distributed.engine import Engine
 from pal_dist.memory.planner import PlannedRun
 from pal_dist.models.multi_task import MultiTaskBert

@@ -43,6 +43,16 @@ class RunState:
     conflict: dict[str, Any] = field(default_factory=dict)
     """What the method against gradient conflict remembers from step to step."""
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RunState:
+        """The state as a checkpoint has it. JSON has no NaN: a best score that is null is one that was no number."""
+        state = cls(**values)
+        if state.best_step and state.best_mean is None:
+            state.best_mean = math.nan
+        for scores in (*state.best_metrics.values(), *state.best_each.values()):
+            scores.update({name: math.nan for name, value in scores.items() if value is None})
+        return state
+
     def update_bests(self, headline: Mapping[str, float]) -> list[str]:
         """Tasks that are better than ever, by their headline metric, which is now their best."""
         improved = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pal_dist.config.resolve import run_from_dict
 from pal_dist.config.schema import ModelConfig, RunConfig
 from pal_dist.core.errors import UserError
-from pal_dist.data.token_cache import load_tokenizer
+from pal_dist.data.tokenizer import load_tokenizer
 from pal_dist.distributed.engine import Engine
 from pal_dist.models.multi_task import MultiTaskBert, check_model_options, load_model
 from pal_dist.models.pretrained import read_model_config

@@ -58,7 +58,7 @@ def set_up(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Ru
     plan = None if cached else plan_memory(config, model, engine, schedule)
     check_same_run(config, corpora.hashes, engine)
     folder, checkpoint = open_folder(config, origins, corpora.hashes, engine)
-    state = RunState(**load_state(checkpoint, engine)) if checkpoint else RunState()
+    state = RunState.from_json(load_state(checkpoint, engine)) if checkpoint else RunState()
     if checkpoint:
         load_values(checkpoint, model)
     features = None

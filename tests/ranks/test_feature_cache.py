@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,8 @@ from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
 from pal_dist.models.encoder import Encoder
 from pal_dist.models.multi_task import build_model
-from pal_dist.training.feature_cache import FeatureCorpus, damage
+from pal_dist.training.feature_cache import FeatureCorpus
+from pal_dist.training.feature_file import find_damage
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 from tests.support.ranks import Died, in_parallel, run_ranks
@@ -139,7 +141,7 @@ def test_the_encoder_rests_and_its_dropout_too(
 def test_only_where_nothing_below_the_heads_is_trained(tiny_run, cold: Path, tmp_path: Path) -> None:
     for number, flags in enumerate(({"adapter": "none"}, {"mode": "pretrain"}, {**FROZEN, "features": "off"})):
         run = tiny_run(**flags, output_dir=tmp_path / str(number))
-        assert not isinstance(ready(run, cold).train[0], FeatureCorpus)
+        assert not isinstance(next(iter(ready(run, cold).run.corpora.train.values())), FeatureCorpus)
     assert feature_files(cold) == set()
 
 
@@ -166,14 +168,14 @@ def test_a_damaged_file_is_named_and_computed_again(
     tiny_run, cold: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def start(name: str) -> np.ndarray:
-        (corpus,) = ready(tiny_run(**FROZEN, tasks="sst", output_dir=tmp_path / name), cold).train
+        (corpus,) = ready(tiny_run(**FROZEN, tasks="sst", output_dir=tmp_path / name), cold).run.corpora.train.values()
         assert isinstance(corpus, FeatureCorpus)
         return np.array(corpus.features)
 
     whole = start("whole")
     path = next(path for path in feature_files(cold) if "train" in path.name)
-    assert damage(path, whole.shape, "float32") is None
-    assert "float64" in str(damage(path, whole.shape, "float64"))
+    assert find_damage(path, whole.shape, "float32") is None
+    assert "float64" in str(find_damage(path, whole.shape, "float64"))
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[200] ^= 4
@@ -188,7 +190,7 @@ def test_a_damaged_file_is_named_and_computed_again(
 
 
 def computed_bytes(asked: tuple[RunConfig, Path]) -> tuple[int, int]:
-    found = json.loads((ready(*asked).folder / "memory.json").read_text())["features"]
+    found = json.loads((ready(*asked).run.folder / "memory.json").read_text())["features"]
     return found["computed_bytes"], found["bytes"]
 
 
@@ -219,14 +221,14 @@ def test_killed_and_resumed(cache: str, tiny_run, cold: Path, tmp_path: Path) ->
 def start_with_a_full_disk(run: RunConfig, cache_dir: Path) -> None:
     rank = int(os.environ["RANK"])
     free = 10 if rank == 0 else 1 << 40
-    pal_dist.training.feature_cache.shutil = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=free))  # type: ignore[assignment]
+    shutil.disk_usage = lambda _: SimpleNamespace(free=free)  # type: ignore[assignment,return-value]
     ready(run, cache_dir)
 
 
 def test_a_full_disk_is_told_on_every_rank(tiny_run, cold: Path) -> None:
     for answer in run_ranks(start_with_a_full_disk, tiny_run(**FROZEN), cold):
         assert isinstance(answer, UserError), answer
-        assert "the disk has 0.0 MiB left" in str(answer)
+        assert "bytes are needed and 10 are free" in str(answer)
         assert "--features off" in str(answer)
     assert not [*cold.glob("*.draft"), *feature_files(cold)]
 

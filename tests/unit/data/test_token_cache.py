@@ -13,8 +13,10 @@ import pytest
 from transformers import AutoTokenizer, BertTokenizer
 
 from pal_dist.core.errors import UserError
+from pal_dist.data.batch import batch_of_texts
 from pal_dist.data.readers import BadRow, Example, read_rows
-from pal_dist.data.token_cache import Corpus, batch_of_texts, load_corpus, load_tokenizer
+from pal_dist.data.token_cache import Corpus, load_corpus
+from pal_dist.data.tokenizer import load_tokenizer
 from pal_dist.tasks.registry import TASKS, Task, resolve_tasks, task_from_dict, task_to_dict
 
 SST, PARA, STS, COLA = (TASKS[name] for name in ("sst", "para", "sts", "cola"))

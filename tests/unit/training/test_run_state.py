@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 
+from pal_dist.core.atomic_io import to_json
 from pal_dist.training.run_state import RunState, is_better
 
 
@@ -37,3 +40,13 @@ def test_each_task_has_a_best_of_its_own() -> None:
 
 def test_no_score_has_no_mean() -> None:
     assert math.isnan(RunState().mean_of_bests())
+
+
+def test_a_checkpoint_s_json_has_no_nan_and_is_read_back_whole() -> None:
+    state = RunState(step=6, best_step=6, best_mean=math.nan, best_metrics={"sts": {"pearson": math.nan}})
+    state.best_each = {"sts": {"step": 6, "value": math.nan}, "sst": {"step": 3, "value": 0.5}}
+    text = to_json(asdict(state))
+    assert "NaN" not in text
+    restored = RunState.from_json(json.loads(text))
+    assert repr(restored) == repr(state)
+    assert RunState.from_json(json.loads(to_json(asdict(RunState())))) == RunState()

@@ -1,0 +1,82 @@
+"""A file or folder is whole or not there; JSON is strict."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from pal_dist.core import atomic_io
+from pal_dist.core.atomic_io import atomic_file, atomic_folder, to_json, write_json, write_text
+from pal_dist.core.errors import UserError
+
+
+class Crash(Exception):
+    """Of the program, half-way."""
+
+
+def test_a_file_that_fails_half_way_is_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "before")
+    with pytest.raises(Crash), atomic_file(path) as draft:
+        draft.write_text("half of")
+        raise Crash
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_fails_half_way_is_as_before(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    with atomic_folder(folder) as draft:
+        (draft / "one").write_text("1")
+    with pytest.raises(Crash), atomic_folder(folder) as draft:
+        (draft / "two").write_text("2")
+        raise Crash
+    assert [path.name for path in folder.iterdir()] == ["one"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for name in ("one", "two"):
+        with atomic_folder(folder) as draft:
+            (draft / name).write_text(name)
+            (draft / name).chmod(0o600)
+    assert [path.name for path in folder.iterdir()] == ["two"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (folder / "two").stat().st_mode & 0o777 == 0o666 & ~mask, "as a new file has it: a team shares runs"
+
+
+@pytest.mark.parametrize("make", [atomic_file, atomic_folder])
+def test_too_little_room_is_told_before_anything_is_written(make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the disk is full"), make(tmp_path / "new", needs=1 << 60):
+        raise AssertionError("nothing is written")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_text(tmp_path / "file.txt", "before")
+    monkeypatch.setattr(atomic_io, "sync", no_space)
+    with pytest.raises(UserError, match=r"the disk is full \(No space left on device\)"):
+        write_text(tmp_path / "file.txt", "after")
+    assert (tmp_path / "file.txt").read_text() == "before"
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    content = {"mean": math.nan, "list": [1.5, -math.inf], "tuple": (1, "NaN"), "deep": {"x": {"y": math.inf}}}
+    write_json(tmp_path / "file.json", content)
+
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} is no JSON")
+
+    found = json.loads((tmp_path / "file.json").read_text(), parse_constant=refuse)
+    assert found == {"mean": None, "list": [1.5, None], "tuple": [1, "NaN"], "deep": {"x": {"y": None}}}
+    assert to_json({"a": 1}) == '{"a": 1}'
