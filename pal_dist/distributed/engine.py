@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pal_dist.core.errors import UserError
-from pal_dist.data.token_cache import Batch
+from pal_dist.data.batch import Batch
 from pal_dist.distributed.hardware import Hardware, hardware_of
 from pal_dist.distributed.precision import LossScale, choose_precision
 from pal_dist.distributed.process_group import ProcessGroup

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from pal_dist.config.schema import ModelConfig, TrainConfig
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
-from pal_dist.data.token_cache import Batch
+from pal_dist.data.batch import Batch
 from pal_dist.models.adapters import Adapter, Geometry, ZeroLinear
 from pal_dist.models.attention import Dropout
 from pal_dist.models.encoder import ACTIVATIONS, Encoder

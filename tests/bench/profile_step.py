@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pal_dist.config.resolve import resolve
-from pal_dist.data.token_cache import Batch
+from pal_dist.data.batch import Batch
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 

@@ -17,7 +17,7 @@ from pal_dist.cli import default_cache
 from pal_dist.config.resolve import resolve
 from pal_dist.data.batching import Schedule, assign_micro_batches, micro_batches
 from pal_dist.data.sampling import Sampling
-from pal_dist.data.token_cache import load_tokenizer
+from pal_dist.data.tokenizer import load_tokenizer
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.inputs import load_corpora, locate_inputs
 

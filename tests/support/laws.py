@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pal_dist.data.token_cache import Batch
+from pal_dist.data.batch import Batch
 from pal_dist.models.multi_task import MultiTaskBert
 
 

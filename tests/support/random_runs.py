@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pal_dist.config.schema import OptimizerConfig
-from pal_dist.data.token_cache import Batch
+from pal_dist.data.batch import Batch
 from pal_dist.memory.closed_form import ModelShape, StepOptions, shape_of
 from pal_dist.memory.devices import Device, find_device
 from pal_dist.memory.trace import Trace, trace

@@ -13,7 +13,8 @@ import torch
 import pal_dist.training.checkpoint
 import pal_dist.training.dev_metrics
 from pal_dist.config.schema import RunConfig
-from pal_dist.data.token_cache import Corpus, load_corpus, load_tokenizer
+from pal_dist.data.token_cache import Corpus, load_corpus
+from pal_dist.data.tokenizer import load_tokenizer
 from pal_dist.models.multi_task import build_model
 from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
 from pal_dist.tasks.registry import resolve_tasks
