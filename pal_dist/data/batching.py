@@ -16,10 +16,14 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
+from pal_dist.core.units import ceil_div, round_up
 from pal_dist.data.sampling import Sampling
 
 Rows = NDArray[np.int64]
 """Positions of examples in their task's corpus, shape (examples,)."""
+
+StepRows = list[tuple[int, Rows]]
+"""What one optimizer step serves, over all ranks: (task, its rows) of each task that it serves."""
 
 MICRO_BATCH_COST = 96
 """Fixed cost of one more forward and backward pass, in tokens: what an extra cut must save in padding to pay.
@@ -73,12 +77,12 @@ class Schedule:
         seed = (self.sampling.seed, task, number)
         return pass_order(self.lengths[task], block=block, window=self.window, seed=seed)
 
-    def steps(self, start: int, stop: int) -> Iterator[list[tuple[int, Rows]]]:
+    def steps(self, start: int, stop: int) -> Iterator[StepRows]:
         """(task, rows) of each step in [start, stop). Earlier steps are replayed as arithmetic only."""
         size = self.sampling.sizes
         passes, places, blocks = [0] * len(size), [0] * len(size), [self.sampling.batch_size] * len(size)
         for step in range(stop):
-            served: list[tuple[int, Rows]] = []
+            step_rows: StepRows = []
             for task, count in enumerate(self.sampling.counts(step).tolist()):
                 if not count:
                     continue
@@ -86,17 +90,22 @@ class Schedule:
                     blocks[task] = count  # so that blocks and servings coincide throughout the pass
                 first, last = places[task], min(places[task] + count, size[task])
                 if step >= start:
-                    served.append((task, self._order(task, passes[task], blocks[task])[first:last]))
+                    step_rows.append((task, self._order(task, passes[task], blocks[task])[first:last]))
                 places[task] = last % size[task]
                 passes[task] += last == size[task]
             if step >= start:
-                yield served
+                yield step_rows
 
 
 def pack_micro_batches(
-    lengths: NDArray[np.int32], *, budget: int, ranks: int = 1, multiple: int = 1, cost: int = MICRO_BATCH_COST,
+    lengths: NDArray[np.int32],
+    *,
+    budget: int,
+    ranks: int = 1,
+    multiple: int = 1,
+    cost: int = MICRO_BATCH_COST,
     loads: NDArray[np.int64] | None = None,
-) -> list[list[Rows]]:  # fmt: skip
+) -> list[list[Rows]]:
     """Cut examples into micro-batches: result[micro_step][rank] are positions in `lengths` (empty: a filler's place).
 
     A micro-batch holds neighbours in length, at most `budget` tokens of them, padding to `multiple` included (a longer
@@ -154,13 +163,13 @@ def _even_pieces(sizes: list[int], budget: int, ranks: int, cost: int) -> list[i
     best: tuple[float, int, int] | None = None
     each = max(1, tokens // (ranks * budget))
     while best is None or (each * ranks < count + ranks and tokens / ranks + each * cost < best[0]):
-        low, high = min(budget, -(-tokens // (each * ranks))), budget
+        low, high = min(budget, ceil_div(tokens, each * ranks)), budget
         if _filled_pieces(sizes, high, each * ranks):
             while low < high:
                 middle = (low + high) // 2
                 low, high = (low, middle) if _filled_pieces(sizes, middle, each * ranks) else (middle + 1, high)
-            found = each * (max(high, sizes[0]) + cost), high, each * ranks
-            best = found if best is None else min(best, found)
+            candidate = each * (max(high, sizes[0]) + cost), high, each * ranks
+            best = candidate if best is None else min(best, candidate)
         each += 1
     _, largest, pieces = best
     return _levelled_pieces(sizes, _filled_pieces(sizes, largest, pieces), largest, min(pieces, count))
@@ -202,7 +211,7 @@ def _levelled_pieces(sizes: list[int], firsts: list[int], largest: int, pieces: 
 def _longest_first(lengths: NDArray[np.int32], multiple: int) -> tuple[Rows, NDArray[np.int64]]:
     """Positions by falling padded length, and those lengths. Among equals long and short alternate: every run of
     neighbours then holds about as much text."""
-    padded = -(-lengths.astype(np.int64) // multiple) * multiple
+    padded = round_up(lengths.astype(np.int64), multiple)
     order = np.argsort(-lengths, kind="stable")
     ends = [0, *(np.flatnonzero(np.diff(padded[order])) + 1).tolist(), len(order)]
     for first, last in pairwise(ends) if multiple > 1 else ():
@@ -218,16 +227,21 @@ def _alternating(count: int) -> NDArray[np.int64]:
 
 
 def assign_micro_batches(
-    served: list[tuple[int, Rows]], lengths: list[NDArray[np.int32]], *, budget: int, ranks: int, multiple: int,
+    step_rows: StepRows,
+    lengths: list[NDArray[np.int32]],
+    *,
+    budget: int,
+    ranks: int,
+    multiple: int,
     cost: int = MICRO_BATCH_COST,
-) -> Iterator[tuple[int, Rows, list[Rows]]]:  # fmt: skip
+) -> Iterator[tuple[int, Rows, list[Rows]]]:
     """(task, its rows, each rank's positions in them) of every micro-step, tasks in the order in which they are served.
 
     Every rank works this out for all ranks, since what it gets depends on what the others have; nothing but lengths is
     looked at.
     """
     loads = np.zeros(ranks, dtype=np.int64)
-    for task, rows in served:
+    for task, rows in step_rows:
         for by_rank in pack_micro_batches(
             lengths[task][rows], budget=budget, ranks=ranks, multiple=multiple, cost=cost, loads=loads
         ):
@@ -235,11 +249,17 @@ def assign_micro_batches(
 
 
 def micro_batches(
-    served: list[tuple[int, Rows]], lengths: list[NDArray[np.int32]], *, budget: int, rank: int, ranks: int,
-    multiple: int, cost: int = MICRO_BATCH_COST,
-) -> list[MicroBatch]:  # fmt: skip
+    step_rows: StepRows,
+    lengths: list[NDArray[np.int32]],
+    *,
+    budget: int,
+    rank: int,
+    ranks: int,
+    multiple: int,
+    cost: int = MICRO_BATCH_COST,
+) -> list[MicroBatch]:
     """This rank's micro-batches of one step: the same number, tasks in the same order, on every rank."""
-    steps = assign_micro_batches(served, lengths, budget=budget, ranks=ranks, multiple=multiple, cost=cost)
+    steps = assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks, multiple=multiple, cost=cost)
     return [_micro_batch(task, rows, by_rank[rank], lengths[task]) for task, rows, by_rank in steps]
 
 

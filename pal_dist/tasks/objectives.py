@@ -1,6 +1,6 @@
 """What a task predicts: width of its output, its loss as a SUM, its prediction and its metrics.
 
-Metrics are functions of all predictions and all labels of a split; they are never averaged over batches.
+Its metrics are functions of all predictions and all labels of a split (metrics.py).
 """
 
 from __future__ import annotations
@@ -10,57 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pal_dist.core.errors import UserError
+from pal_dist.tasks.metrics import Array, accuracy, f1, f1_macro, matthews, pearson, spearman
 
 if TYPE_CHECKING:  # the table of tasks is shown without importing torch
     from torch import Tensor
-
-Array = NDArray[Any]
-
-
-def accuracy(predictions: Array, labels: Array) -> float:
-    return float((predictions == labels).mean())
-
-
-def f1(predictions: Array, labels: Array) -> float:
-    """F1 of the positive class; 0 where nothing is predicted or labelled positive."""
-    hits = ((predictions == 1) & (labels == 1)).sum()
-    found = (predictions == 1).sum() + (labels == 1).sum()
-    return float(2 * hits / found) if found else 0.0
-
-
-def f1_macro(predictions: Array, labels: Array) -> float:
-    """Mean of the F1 of every class that occurs among predictions or labels."""
-    return float(np.mean([f1(predictions == kind, labels == kind) for kind in np.union1d(predictions, labels)]))
-
-
-def matthews(predictions: Array, labels: Array) -> float:
-    """Matthews correlation of any number of classes (Gorodkin 2004); 0 where one side is constant."""
-    kinds = np.union1d(predictions, labels)
-    one_hot = [(values[:, None] == kinds).astype(float) for values in (predictions, labels)]
-    a, b = (matrix - matrix.mean(axis=0) for matrix in one_hot)
-    scale = np.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum() / scale) if scale else 0.0
-
-
-def pearson(predictions: Array, labels: Array) -> float:
-    """Pearson correlation; NaN, said as NaN, where one side is constant."""
-    a, b = predictions - predictions.mean(), labels - labels.mean()
-    scale = np.sqrt((a * a).sum() * (b * b).sum())
-    return float((a * b).sum() / scale) if scale else float("nan")
-
-
-def spearman(predictions: Array, labels: Array) -> float:
-    """Pearson correlation of the ranks, ties sharing their mean rank."""
-    return pearson(_ranks(predictions), _ranks(labels))
-
-
-def _ranks(values: Array) -> Array:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import zlib
 from pal_dist.config.resolve import names_where
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
-from pal_dist.data.batching import Rows
+from pal_dist.data.batching import StepRows
 from pal_dist.distributed.engine import Engine
 from pal_dist.training.run import Run
 
@@ -34,7 +34,7 @@ def check_same_run(config: RunConfig, hashes: dict[str, str], engine: Engine) ->
     raise UserError("the ranks were not given the same run:\n" + "\n".join(lines))
 
 
-def step_fingerprint(run: Run, step_rows: list[tuple[int, Rows]]) -> int:
+def step_fingerprint(run: Run, step_rows: StepRows) -> int:
     """Of the step that this rank is about to do: its number, its examples and their lengths, how it is cut."""
     state = run.state
     limits = f"{state.step} {state.tokens_per_micro_batch} {state.checkpoint_layers} {run.total_steps}"
@@ -45,12 +45,12 @@ def step_fingerprint(run: Run, step_rows: list[tuple[int, Rows]]) -> int:
     return fingerprint
 
 
-def describe_examples(run: Run, step_rows: list[tuple[int, Rows]]) -> str:
+def describe_examples(run: Run, step_rows: StepRows) -> str:
     """`32 sst, 32 para`."""
     return ", ".join(f"{len(rows)} {run.tasks[task].name}" for task, rows in step_rows)
 
 
-def describe_step(run: Run, step_rows: list[tuple[int, Rows]]) -> str:
+def describe_step(run: Run, step_rows: StepRows) -> str:
     """The step in words, for the message that names what each rank was about to do."""
     state = run.state
     tokens = sum(int(run.schedule.lengths[task][rows].sum()) for task, rows in step_rows)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pal_dist.config.schema import RunConfig
 from pal_dist.data.batch import Batch
-from pal_dist.data.batching import MicroBatch, Rows, Schedule, micro_batches
+from pal_dist.data.batching import MicroBatch, Schedule, StepRows, micro_batches
 from pal_dist.distributed.engine import Engine
 from pal_dist.memory.planner import PlannedRun
 from pal_dist.models.multi_task import MultiTaskBert
@@ -58,7 +58,7 @@ class Run:
     def model(self) -> MultiTaskBert:
         return cast(MultiTaskBert, self.engine.model)
 
-    def micro_batches(self, step_rows: list[tuple[int, Rows]]) -> list[MicroBatch]:
+    def micro_batches(self, step_rows: StepRows) -> list[MicroBatch]:
         """What this rank runs through the model in a step that serves these (task, rows)."""
         return micro_batches(
             step_rows,

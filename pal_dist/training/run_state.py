@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pal_dist.config.schema import DEFAULT_TOKEN_BUDGET
 from pal_dist.data.batching import MICRO_BATCH_COST
 
 
@@ -32,7 +33,7 @@ class RunState:
     """Time spent training; evaluation and saving are not in it."""
     evaluation_seconds: float = 0.0
     finished: bool = False
-    tokens_per_micro_batch: int = 4096
+    tokens_per_micro_batch: int = DEFAULT_TOKEN_BUDGET
     """The run's token budget: the plan's, until the guard makes it smaller."""
     micro_batch_cost: int = MICRO_BATCH_COST
     """Fixed cost of one more micro-batch on this device, in tokens."""

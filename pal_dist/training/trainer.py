@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pal_dist.core.errors import StoppedError
-from pal_dist.data.batching import Rows
+from pal_dist.data.batching import StepRows
 from pal_dist.monitoring import run_files
 from pal_dist.optim.gradient_surgery import GradientSurgery
 from pal_dist.optim.optimizers import learning_rate_factor
@@ -24,9 +24,6 @@ from pal_dist.training.log_window import LogWindow, MicroBatchResult
 from pal_dist.training.preemption import STOP, Preemption
 from pal_dist.training.run import Run
 from pal_dist.training.run_state import RunState
-
-StepRows = list[tuple[int, Rows]]
-"""(task, rows of its corpus) that one optimizer step serves, over all ranks."""
 
 
 class Trainer:
