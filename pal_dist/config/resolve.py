@@ -1,13 +1,12 @@
 """The config's fields as flags: read from text or yaml, with the nearest name for a wrong one.
 
-A value comes from the defaults in `config`, then a recipe, a config file, the command line; the last one wins, and
+A value comes from the defaults in `schema`, then a recipe, a config file, the command line; the last one wins, and
 `resolve` remembers where each came from.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import types
 from collections.abc import Mapping
@@ -16,9 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pal_dist.config.recipes import flat, read_recipe, read_settings
+from pal_dist.config.recipes import flatten_sections, read_recipe, read_settings
 from pal_dist.config.schema import RunConfig, SettingUse
 from pal_dist.core.errors import UserError
+from pal_dist.core.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Setting:
 
 @cache
 def settings() -> dict[str, Setting]:
-    """Every flag by name, with its type, default and docstring, read from the classes above."""
-    found: dict[str, Setting] = {}
+    """Every flag by name, with its type, default and docstring, read from the classes of `schema`."""
+    by_name: dict[str, Setting] = {}
     for section in fields(RunConfig):
         cls = get_type_hints(RunConfig)[section.name]
         hints, documents = get_type_hints(cls), _field_docstrings(cls)
         for entry in fields(cls):
-            assert entry.name not in found, f"two sections have a field {entry.name}"
-            found[entry.name] = Setting(
+            assert entry.name not in by_name, f"two sections have a field {entry.name}"
+            by_name[entry.name] = Setting(
                 section.name,
                 entry.name,
                 hints[entry.name],
@@ -50,7 +50,7 @@ def settings() -> dict[str, Setting]:
                 documents[entry.name],
                 entry.metadata.get("use", SettingUse()),
             )
-    return found
+    return by_name
 
 
 def names_where(**use: bool) -> tuple[str, ...]:
@@ -137,20 +137,19 @@ def resolve(
     origins = dict.fromkeys(values, "default")
     problems: list[str] = []
     layers = [(f"recipe {recipe}", read_recipe(recipe).settings)] if recipe else []
-    layers += [(f"file {file}", flat(read_settings(Path(file), f"--config {file}")))] if file else []
+    layers += [(f"file {file}", flatten_sections(read_settings(Path(file), f"--config {file}")))] if file else []
     for origin, layer in [*layers, ("command line", dict(flags))]:
-        for name, given in layer.items():
+        for name, value in layer.items():
             if name not in values:
-                near = difflib.get_close_matches(name, values, n=1)
-                hint = f"did you mean --{near[0]}?" if near else "`pal-dist train --help` lists all"
+                hint = did_you_mean(name, values, before="--", otherwise="`pal-dist train --help` lists all")
                 problems.append(f"unknown setting --{name} ({origin}): {hint}")
                 continue
             kind = settings()[name].kind
             try:
-                values[name] = coerce(given, kind)
+                values[name] = coerce(value, kind)
                 origins[name] = origin
             except (ValueError, TypeError):
-                problems.append(f"--{name} takes {describe(kind)}; found {given!r} ({origin})")
+                problems.append(f"--{name} takes {describe(kind)}; found {value!r} ({origin})")
     if problems:
         raise UserError("\n".join(problems))
     sections: dict[str, dict[str, Any]] = {}

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pal_dist.config.checks import problems_of
 from pal_dist.core.errors import UserError
 
-UNPLANNED_TOKENS = 4096
-"""Tokens of a micro-batch where nobody plans."""
+DEFAULT_TOKEN_BUDGET = 4096
+"""Most tokens of a micro-batch where nobody asks or plans: ask `MemoryConfig.token_budget`."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class MemoryConfig:
     @property
     def token_budget(self) -> int:
         """Most tokens of a micro-batch where nobody plans: as asked, else the default."""
-        return self.tokens_per_micro_batch or UNPLANNED_TOKENS
+        return self.tokens_per_micro_batch or DEFAULT_TOKEN_BUDGET
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from pal_dist.core.errors import UserError
+from pal_dist.core.suggest import nearest
 from pal_dist.tasks.registry import Task
 
 csv.field_size_limit(2**31 - 1)  # a swallowed file must reach our own check, which names the row
@@ -120,8 +120,8 @@ def _json_records(lines: Iterator[str]) -> Iterator[tuple[int, Record | str]]:
 
 
 def _missing_column(path: Path, column: str | int, names: list[str | int]) -> str:
-    near = difflib.get_close_matches(str(column), map(str, names), n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
+    near = nearest(str(column), map(str, names))
+    hint = f" Did you mean `{near}`?" if near else ""
     return f"{path}, line 1: expected a column `{column}`, found {', '.join(f'`{name}`' for name in names)}.{hint}"
 
 
@@ -156,8 +156,8 @@ def require_file(path: Path, task: Task) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"{path}: there is no folder {folder}; --data_dir must hold the files of task `{task.name}`")
-    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1, cutoff=0.9)
-    hint = f" Did you mean {folder / near[0]}?" if near else ""
+    near = nearest(path.name, [entry.name for entry in folder.iterdir()], cutoff=0.9)
+    hint = f" Did you mean {folder / near}?" if near else ""
     raise UserError(
         f"{path}: there is no such file; task `{task.name}` reads it.{hint} `pal-dist tasks` shows every task's files."
     )

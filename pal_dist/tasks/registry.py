@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from pal_dist.core.errors import UserError
+from pal_dist.core.suggest import nearest
 from pal_dist.tasks.objectives import Binary, Classes, Objective, Score, read_objective
 
 SPLITS = ("train", "dev", "test")
@@ -142,8 +142,8 @@ def resolve_tasks(names: Iterable[str]) -> tuple[Task, ...]:
 def _from_table(name: str) -> Task:
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, n=1)
-    hint = f"Did you mean `{near[0]}`? " if near else ""
+    near = nearest(name, TASKS)
+    hint = f"Did you mean `{near}`? " if near else ""
     raise UserError(
         f"unknown task `{name}`. {hint}Known: {', '.join(TASKS)}; or give the path of a task yaml (see the README)."
     )
@@ -193,8 +193,8 @@ def _beside(file: str, folder: Path | None) -> str:
 
 
 def _near(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean `{near[0]}`?)" if near else ""
+    near = nearest(word, known)
+    return f" (did you mean `{near}`?)" if near else ""
 
 
 def task_to_dict(task: Task) -> dict[str, Any]:

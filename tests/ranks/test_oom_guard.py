@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pal_dist.config.schema import UNPLANNED_TOKENS, RunConfig
+from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import DoesNotFitError
 from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.hardware import Hardware
@@ -276,7 +276,7 @@ def test_memory_can_be_left_alone(memory: str, tiny_run, cache_dir: Path, tmp_pa
     planned = tmp_path / "run" / "memory.json"
     assert planned.exists() == (memory == "plan_only")
     if memory == "off":
-        assert trainer.state.tokens_per_micro_batch == UNPLANNED_TOKENS
+        assert trainer.state.tokens_per_micro_batch == RunConfig().memory.token_budget
     else:
         assert json.loads(planned.read_text())["evidence"] is None
     trainer.run.report.close()

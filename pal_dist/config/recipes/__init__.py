@@ -5,7 +5,6 @@ A recipe is settings of `train` under a head, `about`, that says what they repro
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from pal_dist.core.errors import UserError
+from pal_dist.core.suggest import did_you_mean, nearest
 
 FOLDER = Path(__file__).parent
 
@@ -58,15 +58,15 @@ def read_recipe(name: str) -> Recipe:
     else:
         path, where = FOLDER / f"{name}.yaml", f"recipe {name}"
         if name not in recipe_names():
-            near = difflib.get_close_matches(name, recipe_names(), n=1)
-            hint = f"did you mean `{near[0]}`? " if near else ""
+            near = nearest(name, recipe_names())
+            hint = f"did you mean `{near}`? " if near else ""
             raise UserError(
                 f"--recipe {name}: there is no such recipe: {hint}`pal-dist recipes` lists them: "
                 f"{', '.join(recipe_names())}; or give the path of a yaml"
             )
     content = read_settings(path, where)
     about = content.pop("about", None)
-    return Recipe(name, _head(about, where), flat(content))
+    return Recipe(name, _head(about, where), flatten_sections(content))
 
 
 def read_settings(path: Path, where: str) -> dict[str, Any]:
@@ -82,30 +82,29 @@ def read_settings(path: Path, where: str) -> dict[str, Any]:
     return content
 
 
-def flat(content: dict[str, Any]) -> dict[str, Any]:
+def flatten_sections(content: dict[str, Any]) -> dict[str, Any]:
     """Fields out of their sections, where they are grouped."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in content.items():
-        found.update(value if isinstance(value, dict) else {name: value})
-    return found
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return flat
 
 
-def _head(given: Any, where: str) -> About:
-    known = [field.name for field in fields(About)]
-    if not isinstance(given, dict):
+def _head(about: Any, where: str) -> About:
+    names = [field.name for field in fields(About)]
+    if not isinstance(about, dict):
         raise UserError(
-            f"{where}: expected a head, `about:` with {', '.join(known)}; found {type(given).__name__}. Settings "
+            f"{where}: expected a head, `about:` with {', '.join(names)}; found {type(about).__name__}. Settings "
             f"without a head are a --config"
         )
-    problems = []
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
-            problems.append(f"unknown field `{name}` of `about`: {hint}")
-    problems += [f"`about` lacks `{name}`" for name in known if name != "differs" and not given.get(name)]
+    problems = [
+        f"unknown field `{name}` of `about`: {did_you_mean(str(name), names, quote='`')}"
+        for name in about
+        if name not in names
+    ]
+    problems += [f"`about` lacks `{name}`" for name in names if name != "differs" and not about.get(name)]
     if problems:
         raise UserError("\n".join(f"{where}: {problem}" for problem in problems))
-    commands = given["commands"] if isinstance(given["commands"], list) else [given["commands"]]
-    texts = {name: " ".join(str(value).split()) for name, value in given.items() if name != "commands"}
+    commands = about["commands"] if isinstance(about["commands"], list) else [about["commands"]]
+    texts = {name: " ".join(str(value).split()) for name, value in about.items() if name != "commands"}
     return About(commands=tuple(" ".join(str(command).split()) for command in commands), **texts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pal_dist import __version__
 from pal_dist.config.resolve import names_where
 from pal_dist.core.atomic_io import explain_full_disk, write_text
 from pal_dist.core.errors import UserError
+from pal_dist.core.suggest import nearest
 from pal_dist.monitoring.compare.figures import draw_curves, looks
 from pal_dist.monitoring.compare.runs import Group, Run, differing, find_runs, group_runs
 from pal_dist.monitoring.compare.tables import (
@@ -80,8 +80,8 @@ def examine(folders: Sequence[Path], *, title: str | None = None, baseline: str 
     groups, notes = group_runs(find_runs(folders))
     names = [group.name for group in groups]
     if baseline is not None and baseline not in names:
-        near = difflib.get_close_matches(baseline, names, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the groups are {', '.join(map(repr, names))}"
+        near = nearest(baseline, names)
+        hint = f"did you mean {near!r}?" if near else f"the groups are {', '.join(map(repr, names))}"
         raise UserError(f"--baseline {baseline!r} is no group: {hint}")
     chosen = groups[names.index(baseline)] if baseline is not None else groups[0]
     synthetic = [group.name for group in groups if group.runs[0].values["data_dir"] == "builtin"]
