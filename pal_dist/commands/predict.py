@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pal_dist.config.schema import UNPLANNED_TOKENS
 from pal_dist.core.atomic_io import write_text
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
-from pal_dist.data.token_cache import Corpus, batch_of_texts
+from pal_dist.data.batch import batch_of_texts
+from pal_dist.data.token_cache import Corpus
 from pal_dist.tasks.registry import Task
 from pal_dist.training.evaluate import course_lines, json_records, predict
 from pal_dist.training.inputs import load_corpora
@@ -84,7 +84,7 @@ def _predict(opened: SavedModel, task: Task, corpus: Any) -> Any:
         opened.engine,
         task,
         corpus,
-        budget=opened.config.memory.tokens_per_micro_batch or UNPLANNED_TOKENS,
+        budget=opened.config.memory.token_budget,
         padding_id=padding_id,
     )
 
