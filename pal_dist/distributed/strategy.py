@@ -19,6 +19,8 @@ from pal_dist.core.suggest import did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
 
+ALL_OPTIMIZERS: tuple[str, ...] = get_args(get_type_hints(OptimizerConfig)["optimizer"])
+
 RUN_OWNED = ("gradient_clipping", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
 """Keys of a DeepSpeed json whose values are the run's: the file leaves them "auto", or out."""
 
@@ -60,9 +62,7 @@ class Strategy:
         elements whose 8-bit state has one scale (bitsandbytes) would straddle parameters or end at a rank's border,
         and embeddings, which are kept in 32 bits by being the module's own weight, would not be known any more.
         """
-        if self.kind == "replicated":
-            return get_args(get_type_hints(OptimizerConfig)["optimizer"])
-        return ("adamw",)
+        return ALL_OPTIMIZERS if self.kind == "replicated" else ("adamw",)
 
     def is_like(self, other: Strategy) -> bool:
         """Whether both share out the same things, whatever their files say beside that."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from torch import nn
 
@@ -19,6 +20,7 @@ from pal_dist.memory.trace import PAGED_FROM
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS, TEMPORARIES, WEIGHT_COPIES
 from pal_dist.models.adapters.pal import ProjectedAttentionLayers
 from pal_dist.models.encoder import is_checkpointed
+from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes: elements from which a state is kept in 8 bits; elements that share a 4-byte maximum."""
@@ -56,11 +58,11 @@ class ModelShape:
     shared: int
     """Elements of the trained parameters that all tasks share."""
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return sum(count for count, _ in self.trained) + self.frozen
 
-    @property
+    @cached_property
     def trained_parameters(self) -> int:
         return sum(count for count, _ in self.trained)
 
@@ -87,12 +89,11 @@ class StepOptions:
         return 2 if self.autocast else 4
 
 
-def shape_of(model: nn.Module, config: Any) -> ModelShape:
+def shape_of(model: MultiTaskBert, config: MultiTaskBertConfig) -> ModelShape:
     """The shape of a MultiTaskBert (a meta or fake one will do) with this MultiTaskBertConfig."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     parameters = list(model.parameters())
-    one_layer: Any = model.get_submodule("bert.encoder.layer.0")
-    one_adapter: Any = next(iter(model.get_submodule("adapters").children()))
+    one_layer, one_adapter = model.encoder_layers[0], next(iter(model.task_adapters.values()))
     has_parameters = any(True for _ in one_adapter.parameters())
     saved = one_adapter.saved_elements(copies=False), one_adapter.saved_elements(copies=True)
     return ModelShape(
@@ -112,10 +113,11 @@ def shape_of(model: nn.Module, config: Any) -> ModelShape:
         adapter_matrices=sum(p.numel() for p in one_adapter.parameters() if p.ndim > 1),
         vocabulary=config.vocab_size,
         dropout=config.hidden_dropout_prob > 0,
-        shared=sum(p.numel() for p in model.get_submodule("bert").parameters() if p.requires_grad),
+        shared=sum(p.numel() for p in model.shared_parameters()),
     )
 
 
+@lru_cache
 def optimizer_bytes(shape: ModelShape, optimizer: str) -> int:
     """State on the device. 8-bit: two bytes an element, two maxima a block; embeddings and small tensors in 32 bits."""
     total = 0

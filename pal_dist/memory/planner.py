@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pal_dist.config.schema import UNPLANNED_TOKENS, RunConfig
+from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import DoesNotFitError
 from pal_dist.core.units import ceil_div, gib, round_up
+from pal_dist.data.batch import Batch
 from pal_dist.data.sampling import Sampling
-from pal_dist.data.token_cache import Batch
-from pal_dist.distributed.strategy import REPLICATED, read_strategy
+from pal_dist.distributed.strategy import REPLICATED
 from pal_dist.distributed.task_gradients import TaskGradients
 from pal_dist.memory.closed_form import shape_of
 from pal_dist.memory.devices import Device
@@ -31,6 +31,7 @@ from pal_dist.memory.search import (
     full_search_space,
     largest_that_fits,
 )
+from pal_dist.memory.sharding import planned_strategy
 from pal_dist.memory.trace import Trace, trace
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 from pal_dist.optim.optimizers import build_optimizer
@@ -131,7 +132,8 @@ def separate_task_gradients(ends: Sequence[int]) -> Callable[[nn.Module, int], N
 
     def after(model: nn.Module, number: int) -> None:
         if not gradients:
-            shared = [parameter for parameter in model.get_submodule("bert").parameters() if parameter.requires_grad]
+            assert isinstance(model, MultiTaskBert)
+            shared = model.shared_parameters()
             gradients.append(TaskGradients(shared, len(ends), ranks=1))
         if number in ends:
             gradients[0].set_aside(number, last=number == ends[-1])
@@ -214,7 +216,7 @@ def plan_run(
     machine = Machine(device, gpus=ranks)
     tokens, layers = run.memory.tokens_per_micro_batch, run.memory.checkpoint_layers
     if device.is_cpu and tokens is None:  # more at once is no faster on processors
-        tokens = max(work.longest, min(UNPLANNED_TOKENS, work.most_tokens))
+        tokens = max(work.longest, min(run.memory.token_budget, work.most_tokens))
     choices = SearchSpace(
         precision=(precision,),
         checkpoint_layers=SearchSpace.checkpoint_layers if layers is None else (layers,),
@@ -249,7 +251,7 @@ def as_flags(plan: Plan) -> str:
     }
     if not plan.is_replicated:
         flags["strategy"] = plan.strategy
-    elif asked != "auto" and read_strategy(asked).kind != REPLICATED.kind:
+    elif asked != "auto" and planned_strategy(asked).kind != REPLICATED.kind:
         flags["strategy"] = REPLICATED.name
     return " ".join(f"--{name} {value}" for name, value in flags.items())
 
