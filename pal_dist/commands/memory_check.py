@@ -182,10 +182,12 @@ def _text(measured: int, measured_trace: Trace, planned: Trace, agrees: bool) ->
     rows.append(["peak", gib(measured), gib(planned.peak)])
     modules = [[name, gib(size)] for name, size in list(measured_trace.modules.items())[:LARGEST_MODULES]]
     verdict = "agrees with the plan" if agrees else "DIFFERS from the plan"
-    return "\n".join([
-        table(["at the peak", "measured", "planned"], rows),
-        "",
-        table(["largest activations", "size"], modules),
-        "",
-        f"measured {verdict}: {measured / planned.peak - 1:+.2%}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            table(["at the peak", "measured", "planned"], rows),
+            "",
+            table(["largest activations", "size"], modules),
+            "",
+            f"measured {verdict}: {measured / planned.peak - 1:+.2%}",
+        ]
+    )

@@ -27,7 +27,7 @@ def idle_tasks_stay_unchanged(run: RunConfig, strategy: Strategy) -> str | None:
 
 def sleeping_adapters_stay_unchanged(run: RunConfig, strategy: Strategy) -> str | None:
     """The same for parts of an adapter that wake during the run."""
-    if strategy.kind == "replicated" or not Adapter.registry[run.model.adapter].wakes:
+    if strategy.kind == "replicated" or not Adapter.registry[run.model.adapter].trains_parts_later:
         return None
     return (
         f"--adapter {run.model.adapter} under {strategy.name}: it feeds zeros to what is still asleep, so weight decay "

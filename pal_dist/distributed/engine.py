@@ -10,13 +10,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pal_dist.core.errors import UserError
 from pal_dist.data.batch import Batch
@@ -26,6 +26,7 @@ from pal_dist.distributed.process_group import ProcessGroup
 from pal_dist.distributed.replicated import Moments, ReplicatedBackend
 from pal_dist.distributed.strategy import choose_strategy
 from pal_dist.distributed.task_gradients import TaskGradients
+from pal_dist.models.multi_task import MultiTaskBert
 from pal_dist.optim.gradient_surgery import GradientSurgery
 
 
@@ -63,7 +64,7 @@ class Engine:
         self.multiple = 8 if self.device.type == "cuda" else 1
         """Sequence lengths are padded to a multiple of this: fused attention kernels want aligned masks."""
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def prepare(self, model: MultiTaskBert, optimizer: torch.optim.Optimizer) -> None:
         """Take the model (already on the device) and its optimizer in hand. Ranks start from rank 0's parameters."""
         self.model = model
         self.backend = self._backend(model, optimizer)
@@ -71,7 +72,7 @@ class Engine:
 
     def separate_task_gradients(self, tasks: int) -> None:
         """From now on each task's gradient of the shared encoder is kept apart until `resolve`."""
-        shared = [parameter for name, parameter in self.backend.names.items() if name.startswith("bert.")]
+        shared = [parameter for name, parameter in self.backend.names.items() if self.model.is_shared(name)]
         self.task_gradients = TaskGradients(shared, tasks, ranks=self.ranks)
 
     def apply_surgery(self, surgery: GradientSurgery, step: int) -> None:
@@ -79,12 +80,12 @@ class Engine:
         assert self.task_gradients is not None, "separate_task_gradients comes first"
         self.task_gradients.merge(surgery.weights(self.task_gradients.gram(), step))
 
-    def _backend(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> ReplicatedBackend:
+    def _backend(self, model: MultiTaskBert, optimizer: torch.optim.Optimizer) -> ReplicatedBackend:
         parts = model, optimizer, self.group, self.scale
         if self.strategy.kind == "replicated":
             return ReplicatedBackend(*parts)
         if self.ranks == 1:
-            self.group.alone()
+            self.group.init_alone()
         if self.strategy.kind == "zero":
             from pal_dist.distributed.zero import ZeroBackend
 
@@ -142,13 +143,11 @@ class Engine:
 
     def advance(self, progress: float) -> None:
         """The share of the run's steps that are done, for adapters that grow."""
-        adapters: Iterable[Any] = self.model.get_submodule("adapters").children()
-        for adapter in adapters:
-            adapter.advance(progress)
+        self.model.advance(progress)
 
     def checkpoint_layers(self, every: int) -> None:
         """Compute every `every`-th encoder layer again in backward instead of keeping it; 0: none."""
-        setattr(self.model, "checkpoint_layers", every)  # noqa: B010 (a property that nn.Module's type does not know)
+        self.model.checkpoint_layers = every
 
     def vote(self, flag: int) -> int:
         """The highest flag of all ranks, on every rank. No device takes part."""

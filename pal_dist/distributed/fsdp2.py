@@ -26,7 +26,7 @@ class FSDP2Backend(ReplicatedBackend):
         mesh = init_device_mesh(kind, (self.group.ranks,))
         before = {id(parameter): name for name, parameter in self.model.named_parameters()}
         groups = [[before[id(parameter)] for parameter in group["params"]] for group in self.optimizer.param_groups]
-        for layer in self.model.get_submodule("bert.encoder.layer").children():
+        for layer in self.model.encoder_layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
         named = dict(self.model.named_parameters())

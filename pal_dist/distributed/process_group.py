@@ -1,17 +1,14 @@
-"""The processes of a run: how they find each other, agree, and notice that one of them is lost.
+"""The processes of a run: how they find each other, vote and agree. (Who notices a lost one: watchdog.py.)
 
 All of it goes over the processors (gloo and a key-value store), so it neither waits for a device nor takes its memory.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -20,25 +17,13 @@ from torch import distributed
 from torch.distributed import HashStore, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from pal_dist.core.errors import RankLostError, UserError
-from pal_dist.core.exit_codes import exit_code_for_launcher
 from pal_dist.distributed.launcher_checks import batch_job_of, check_devices, check_nodes, check_ranks
+from pal_dist.distributed.watchdog import TICK_SECONDS, Watchdog, first_line
 
 JOIN_SECONDS = 300
 """How long processes wait for each other at the start of a run: nodes of a cluster do not start at once."""
 
-TICK_SECONDS = 0.5
-LOST_SECONDS = 120.0
-"""A process whose heart has not beaten for so long is gone. (It beats in a thread of its own, also while the process
-computes; a library that holds the interpreter while it writes a large file over a slow network may stop it a while.)"""
-
-PARTING_SECONDS = 15.0
-"""How long rank 0, which may hold the store, stays for ranks that have not said that they are done."""
-
-LOST, HUNG = RankLostError.exit_code, 71
-"""Exit codes: another process is gone, or all of them wait for each other."""
-
-
-BROKEN = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo/transport", "NCCL", "Socket")
+CONNECTION_LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo/transport", "NCCL", "Socket")
 """What libraries say when the other end of a connection is gone."""
 
 
@@ -69,7 +54,9 @@ class ProcessGroup:
         try:
             store = TCPStore(host, port, is_master=serves, timeout=wait, wait_for_workers=False)
         except RuntimeError as error:
-            raise UserError(f"rank {self.rank} of {self.ranks}: no meeting at {host}:{port}: {_short(error)}") from None
+            raise UserError(
+                f"rank {self.rank} of {self.ranks}: no meeting at {host}:{port}: {first_line(error)}"
+            ) from None
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = PrefixStore(f"pal_dist/{attempt}", store)
         self.store.set(f"promised/{self.rank}", str(self.ranks))
@@ -94,10 +81,10 @@ class ProcessGroup:
         differing = {rank: value for rank, value in promised.items() if value != self.ranks}
         if differing or len(promised) < self.ranks:
             time.sleep(1.0)  # the others read the store as well, which ends with rank 0
-            said = ", ".join(f"rank {rank} was promised {value}" for rank, value in sorted(promised.items()))
+            promises = ", ".join(f"rank {rank} was promised {value}" for rank, value in sorted(promised.items()))
             missing = [str(rank) for rank in range(self.ranks) if rank not in promised]
             raise UserError(
-                f"the processes were started for different worlds: {said}"
+                f"the processes were started for different worlds: {promises}"
                 + (f"; rank {', '.join(missing)} never came" if missing else "")
                 + ". Give every process the same --num_processes"
             )
@@ -106,7 +93,7 @@ class ProcessGroup:
         """Raises UserError where the batch job has nodes that this run does not use."""
         check_nodes(os.environ, self.ranks, self.local_ranks)
 
-    def alone(self) -> None:
+    def init_alone(self) -> None:
         """A process group of one, for engines that want a group."""
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
             os.environ.setdefault(name, value)  # DeepSpeed asks for what a launcher would have set
@@ -130,24 +117,25 @@ class ProcessGroup:
         distributed.all_gather_object(gathered, item, group=self.voters)
         return gathered
 
-    def agree(self, fingerprint: int, wish: int, describe: Callable[[], str]) -> int:
-        """All ranks are about to do the same; the highest wish of all of them.
+    def agree(self, fingerprint: int, request: int, describe: Callable[[], str]) -> int:
+        """All ranks are about to do the same; the highest request of all of them.
 
         Args:
             fingerprint: of what this rank is about to do (63 bits).
+            request: what this rank asks for.
             describe: the same in words, called only where ranks differ.
 
         Raises UserError, on every rank, naming each rank's words, where the fingerprints differ (law 9).
         """
         if self.ranks == 1:
-            return wish
-        mine = torch.tensor([fingerprint, wish])
+            return request
+        mine = torch.tensor([fingerprint, request])
         seen = [torch.empty_like(mine) for _ in range(self.ranks)]
         distributed.all_gather(seen, mine, group=self.voters)
         if any(int(other[0]) != fingerprint for other in seen):
-            words = self.gather(describe())
-            told = "\n".join(f"  rank {rank}: {said}" for rank, said in enumerate(words))
-            raise UserError(f"the ranks are about to do different things, so all of them stop:\n{told}")
+            by_rank = self.gather(describe())
+            lines = "\n".join(f"  rank {rank}: {step}" for rank, step in enumerate(by_rank))
+            raise UserError(f"the ranks are about to do different things, so all of them stop:\n{lines}")
         return max(int(other[1]) for other in seen)
 
     def watch(self, hang_seconds: float) -> None:
@@ -155,10 +143,10 @@ class ProcessGroup:
         if self.ranks > 1:
             self.watchdog = Watchdog(self.store, self.rank, self.ranks, hang_seconds)
 
-    def progress(self, words: str) -> None:
+    def progress(self, doing: str) -> None:
         """What this rank is doing now, for the others to name if it stops."""
         if self.watchdog is not None:
-            self.watchdog.words, self.watchdog.moved = words, time.monotonic()
+            self.watchdog.doing, self.watchdog.moved = doing, time.monotonic()
 
     @contextmanager
     def explain_lost_ranks(self) -> Iterator[None]:
@@ -166,19 +154,19 @@ class ProcessGroup:
         try:
             yield
         except RuntimeError as error:
-            if self.ranks == 1 or not any(sign in str(error) for sign in BROKEN):
+            if self.ranks == 1 or not any(sign in str(error) for sign in CONNECTION_LOST):
                 raise
             if self.watchdog is not None:
                 time.sleep(6 * TICK_SECONDS)
             raise RankLostError(
-                f"rank {self.rank}: another rank is gone ({_short(error)}); its own output says why. The last "
+                f"rank {self.rank}: another rank is gone ({first_line(error)}); its own output says why. The last "
                 f"checkpoint is whole: run the same command again to resume"
             ) from None
 
-    def abort(self, code: int, words: str) -> None:
+    def abort(self, code: int, reason: str) -> None:
         """Tell the other ranks, which may be waiting for this one in a collective, to end with this exit code."""
         if self.watchdog is not None:
-            self.watchdog.abort(code, words)
+            self.watchdog.abort(code, reason)
 
     def leave(self) -> None:
         if self.watchdog is not None:
@@ -187,89 +175,3 @@ class ProcessGroup:
         if distributed.is_initialized():
             distributed.destroy_process_group()
         self.store = None  # rank 0 gives its port back
-
-
-class Watchdog(threading.Thread):
-    """Ends this process, in words, where another rank is gone, aborts, or nobody moves any more."""
-
-    def __init__(self, store: Any, rank: int, ranks: int, hang_seconds: float):
-        super().__init__(daemon=True, name="watchdog")
-        self.store, self.rank, self.ranks, self.hang_seconds = store.clone(), rank, ranks, hang_seconds
-        self.words, self.moved = "starting", float("inf")  # reading the data may take as long as it takes
-        self.over = threading.Event()
-        self.is_better: dict[int, tuple[str, float]] = {}
-        self.start()
-
-    def run(self) -> None:
-        beat = 0
-        while not self.over.wait(TICK_SECONDS):
-            beat += 1
-            try:
-                self.store.set(f"beat/{self.rank}", json.dumps([beat, self.words]))
-                self._look()
-            except (RuntimeError, OSError, ValueError) as error:
-                if self.over.is_set() or self._said(0) == "done":
-                    return
-                end(
-                    LOST,
-                    f"rank {self.rank}, {self.words}: rank 0 is gone with the store ({_short(error)})",
-                )
-
-    def _look(self) -> None:
-        now = time.monotonic()
-        if self.store.check(["abort"]):
-            rank, code, words = json.loads(self.store.get("abort"))
-            if rank != self.rank:
-                end(code, f"rank {self.rank} stops, because rank {rank} does: {words}")
-        told: dict[int, str] = {}
-        for rank in range(self.ranks):
-            if rank == self.rank:
-                continue
-            beaten = self.store.check([f"beat/{rank}"])
-            text = self.store.get(f"beat/{rank}").decode() if beaten else '[0, "starting"]'
-            if self.is_better.get(rank, ("", 0.0))[0] != text:
-                self.is_better[rank] = text, now
-            told[rank] = self._said(rank)
-            if told[rank] != "done" and now - self.is_better[rank][1] > LOST_SECONDS:
-                end(LOST, f"rank {self.rank}, {self.words}: rank {rank} is gone; it was last seen {told[rank]}")
-        if now - self.moved > self.hang_seconds:
-            others = "; ".join(f"rank {rank} {words}" for rank, words in told.items())
-            if self.rank == 0:  # which may hold the store
-                time.sleep(4 * TICK_SECONDS)
-            end(HUNG, f"rank {self.rank} {self.words} has not moved for {self.hang_seconds:.0f} s; {others}")
-
-    def abort(self, code: int, words: str) -> None:
-        self.over.set()
-        self.store.set("abort", json.dumps([self.rank, code, words]))
-        time.sleep(3 * TICK_SECONDS)  # rank 0 may hold the store: the others read it first
-
-    def _said(self, rank: int) -> str:
-        """The words of its last beat that was heard."""
-        return str(json.loads(self.is_better[rank][0])[1]) if rank in self.is_better else ""
-
-    def stop(self) -> None:
-        """Say that this rank is done. The others go on without it."""
-        aborted = self.over.is_set()
-        self.words = "done"
-        self.over.set()
-        self.join()
-        with suppress(RuntimeError, OSError):  # rank 0 may have left with the store
-            self.store.set(f"beat/{self.rank}", json.dumps([-1, "done"]))
-            until = time.monotonic() + PARTING_SECONDS
-            while self.rank == 0 and not aborted and time.monotonic() < until and not self._alone():
-                time.sleep(TICK_SECONDS / 10)
-
-    def _alone(self) -> bool:
-        """Whether each other rank is done."""
-        others = (f"beat/{rank}" for rank in range(1, self.ranks))
-        return all(self.store.check([key]) and b'"done"' in self.store.get(key) for key in others)
-
-
-def end(code: int, words: str) -> None:
-    """Leave at once, from any thread: the main one may wait in a collective for ever."""
-    print(f"pal-dist: {words}", file=sys.stderr, flush=True)  # noqa: T201 (the report may be waiting too)
-    os._exit(exit_code_for_launcher(code, os.environ.get("PAL_DIST_EXIT_FILE")) or code)
-
-
-def _short(error: BaseException) -> str:
-    return str(error).split("\n")[0][:120]

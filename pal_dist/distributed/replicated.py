@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 
 from pal_dist.distributed.precision import LossScale
 from pal_dist.distributed.process_group import ProcessGroup
+from pal_dist.models.multi_task import MultiTaskBert
 
 BUCKET_ELEMENTS = 32 * 1024 * 1024
 """Gradient elements summed over the ranks in one collective: large enough to be limited by bandwidth alone."""
@@ -26,7 +27,7 @@ class ReplicatedBackend:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, group: ProcessGroup, scale: LossScale | None
+        self, model: MultiTaskBert, optimizer: torch.optim.Optimizer, group: ProcessGroup, scale: LossScale | None
     ):
         self.model, self.optimizer, self.group, self.scale = model, optimizer, group, scale
         self.names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

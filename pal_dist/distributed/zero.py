@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pal_dist.distributed.precision import LossScale
 from pal_dist.distributed.process_group import ProcessGroup
 from pal_dist.distributed.replicated import Moments, ReplicatedBackend
 from pal_dist.distributed.strategy import Strategy
+from pal_dist.models.multi_task import MultiTaskBert
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, by PyTorch's names. (8-bit optimizers are refused under ZeRO.)"""
@@ -33,9 +34,14 @@ class ZeroBackend(ReplicatedBackend):
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, group: ProcessGroup, scale: LossScale | None,
-        *, strategy: Strategy,
-    ):  # fmt: skip
+        self,
+        model: MultiTaskBert,
+        optimizer: torch.optim.Optimizer,
+        group: ProcessGroup,
+        scale: LossScale | None,
+        *,
+        strategy: Strategy,
+    ):
         super().__init__(model, optimizer, group, scale)
         self.strategy = strategy
         self.collecting: AbstractContextManager[None] | None = None
@@ -57,14 +63,8 @@ class ZeroBackend(ReplicatedBackend):
         self.inner = self.optimizer
         self.optimizer: Any = self.wrapped.optimizer
         if self.strategy.stage == 3:
-            embeddings = self.model.get_submodule("bert.embeddings")
-            for name in ("position_embeddings", "token_type_embeddings"):  # read without calling their module
-                deepspeed.zero.register_external_parameter(embeddings, embeddings.get_submodule(name).weight)
-            for name, held in self.model.named_modules():
-                if isinstance(held, nn.ParameterDict):  # likewise; adapters are read while the whole model is called
-                    reader = "" if name.startswith("adapters.") else name.rpartition(".")[0]
-                    for parameter in held.values():
-                        deepspeed.zero.register_external_parameter(self.model.get_submodule(reader), parameter)
+            for reader, parameter in self.model.parameters_read_directly():
+                deepspeed.zero.register_external_parameter(reader, parameter)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         if self.collecting is None:

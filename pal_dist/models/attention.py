@@ -17,24 +17,25 @@ from torch import Tensor, nn
 
 _LEVELS = 1 << 16
 
-Change = Callable[[str, Tensor, Tensor], Tensor]
+ProjectionHook = Callable[[str, Tensor, Tensor], Tensor]
+"""(`query`, `key` or `value`, what was projected, its projection) -> the projection that is used."""
 
-_pretended: ContextVar[str | None] = ContextVar("pretended kernels", default=None)
+_emulated: ContextVar[str | None] = ContextVar("emulated kernels", default=None)
 
 
 @contextmanager
 def emulate_kernels_of(device_type: str) -> Iterator[None]:
     """Within, code takes the way it would take on such a device, whatever its tensors are (for traces of memory)."""
-    token = _pretended.set(device_type)
+    token = _emulated.set(device_type)
     try:
         yield
     finally:
-        _pretended.reset(token)
+        _emulated.reset(token)
 
 
 def kernel_device_type(tensor: Tensor) -> str:
     """Type of the device whose kernels work on the tensor: `cpu` or `cuda`."""
-    return _pretended.get() or tensor.device.type
+    return _emulated.get() or tensor.device.type
 
 
 class _BitDropout(torch.autograd.Function):
@@ -80,8 +81,9 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
-def attention(query_BQD: Tensor, key_BLD: Tensor, value_BLD: Tensor, mask: Tensor | None, *, heads: int, p: float,
-              training: bool) -> Tensor:  # fmt: skip
+def attention(
+    query_BQD: Tensor, key_BLD: Tensor, value_BLD: Tensor, mask: Tensor | None, *, heads: int, p: float, training: bool
+) -> Tensor:
     """Multi-head scaled dot-product attention with dropout `p` on the attention probabilities.
 
     Args:
@@ -121,20 +123,22 @@ class SelfAttention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.query, self.key, self.value = (nn.Linear(hidden, hidden) for _ in range(3))
 
-    def forward(self, hidden_BLD: Tensor, mask: Tensor | None, queries: int, change: Change | None = None) -> Tensor:
+    def forward(
+        self, hidden_BLD: Tensor, mask: Tensor | None, queries: int, hook: ProjectionHook | None = None
+    ) -> Tensor:
         """(B, Q, D): context of the first Q = `queries` tokens, each looking at all L.
 
         Args:
-            change: (`query`, `key` or `value`, what was projected, its projection) -> the projection to be used.
+            hook: may replace each projection.
         """
         parts = {"query": hidden_BLD[:, :queries], "key": hidden_BLD, "value": hidden_BLD}
-        made = {name: getattr(self, name)(values) for name, values in parts.items()}
-        if change is not None:
-            made = {name: change(name, parts[name], values) for name, values in made.items()}
+        projections = {name: getattr(self, name)(values) for name, values in parts.items()}
+        if hook is not None:
+            projections = {name: hook(name, parts[name], values) for name, values in projections.items()}
         return attention(
-            made["query"],
-            made["key"],
-            made["value"],
+            projections["query"],
+            projections["key"],
+            projections["value"],
             mask,
             heads=self.heads,
             p=self.dropout,

@@ -20,9 +20,10 @@ from transformers import BertConfig
 from pal_dist.models.adapters.base import Adapter, Geometry
 from pal_dist.models.attention import Dropout, SelfAttention
 
-Change = Callable[[Tensor], Tensor]
+OutputHook = Callable[[Tensor], Tensor]
+"""An adapter's way into a block: the block's output (B, Q, D) -> the output that is used."""
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -31,8 +32,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-NOWHERE = Geometry(encoder_hidden=0, layers=(), hidden=0, heads=0, dropout=0.0)
-"""Of no adapter."""
+NO_GEOMETRY = Geometry(encoder_hidden=0, layers=(), hidden=0, heads=0, dropout=0.0)
+"""Of an encoder without adapters."""
 
 
 class Embeddings(nn.Module):
@@ -63,8 +64,8 @@ class ResidualOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, inner: Tensor, residual_BQD: Tensor, change: Change) -> Tensor:
-        return self.LayerNorm(change(self.dropout(self.dense(inner))) + residual_BQD)
+    def forward(self, inner: Tensor, residual_BQD: Tensor, hook: OutputHook) -> Tensor:
+        return self.LayerNorm(hook(self.dropout(self.dense(inner))) + residual_BQD)
 
 
 class Attention(nn.Module):
@@ -83,7 +84,7 @@ class Intermediate(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
 
     def forward(self, attended_BQD: Tensor) -> Tensor:
         return self.activation(self.dense(attended_BQD))
@@ -102,8 +103,8 @@ class Layer(nn.Module):
         attended_BQD = self.attention(index, hidden_BLD, mask, queries, adapter)
         added_BQD = adapter.residual(index, hidden_BLD, attended_BQD, mask, queries)
         residual_BQD = attended_BQD if added_BQD is None else attended_BQD + added_BQD
-        change = partial(adapter.after_feed_forward, index)
-        return adapter.after_layer(index, self.output(self.intermediate(attended_BQD), residual_BQD, change))
+        hook = partial(adapter.after_feed_forward, index)
+        return adapter.after_layer(index, self.output(self.intermediate(attended_BQD), residual_BQD, hook))
 
 
 class Layers(nn.Module):
@@ -145,7 +146,7 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Hidden states of the last layer, (B, L, D), or (B, 1, D) where only the first token is wanted and the adapter
         does not need the others."""
-        adapter = adapter or Adapter.registry["none"](NOWHERE)
+        adapter = adapter or Adapter.registry["none"](NO_GEOMETRY)
         first_only = first_only and not adapter.reads_all_tokens
         mask = None if mask_BL is None else mask_BL[:, None, None, :]
         hidden = self.embeddings(input_ids_BL, token_type_ids_BL)

@@ -20,9 +20,15 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 
 def export_model(
-    model: MultiTaskBert, folder: Path, *, values: Mapping[str, Tensor], source: Path, card: dict[str, Any],
-    counts: dict[str, int], metrics: dict[str, dict[str, float]],
-) -> None:  # fmt: skip
+    model: MultiTaskBert,
+    folder: Path,
+    *,
+    values: Mapping[str, Tensor],
+    source: Path,
+    card: dict[str, Any],
+    counts: dict[str, int],
+    metrics: dict[str, dict[str, float]],
+) -> None:
     """Write a model folder, taking the place of an older one only when it is whole.
 
     Args:
@@ -74,9 +80,15 @@ def model_card(
     first = next(iter(model.heads))
     objective = task_to_dict(model.config.task_table()[first])["objective"]
     lines += [
-        "", "```python", "from pal_dist.models.multi_task import MultiTaskBert", "",
-        'model = MultiTaskBert.from_pretrained("this folder")', "```", "",
-        f"`pal-dist predict --model THIS_FOLDER --task {first} --text \"...\"` asks it ({first}: {objective}).", "",
+        "",
+        "```python",
+        "from pal_dist.models.multi_task import MultiTaskBert",
+        "",
+        'model = MultiTaskBert.from_pretrained("this folder")',
+        "```",
+        "",
+        f'`pal-dist predict --model THIS_FOLDER --task {first} --text "..."` asks it ({first}: {objective}).',
+        "",
         "`tasks/NAME.safetensors` hold one task's adapter and head alone: `model.load_task(file, NAME)` puts them in.",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"

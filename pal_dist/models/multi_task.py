@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -21,15 +21,15 @@ from pal_dist.core.errors import UserError
 from pal_dist.data.batch import Batch
 from pal_dist.models.adapters import Adapter, Geometry, ZeroLinear
 from pal_dist.models.attention import Dropout
-from pal_dist.models.encoder import ACTIVATIONS, Encoder
-from pal_dist.models.pretrained import OURS, read_model_config
+from pal_dist.models.encoder import ACTIVATION_FUNCTIONS, Encoder
+from pal_dist.models.pretrained import PAL_BERT, read_model_config
 from pal_dist.tasks.registry import Task, task_from_dict, task_to_dict
 
 
 class MultiTaskBertConfig(BertConfig):
     """BERT's own config, and what stands beside it. Plain values only, so that it is written as JSON."""
 
-    model_type = OURS
+    model_type = PAL_BERT
 
     def __init__(
         self,
@@ -145,6 +145,49 @@ class MultiTaskBert(PreTrainedModel):
     def checkpoint_layers(self, every: int) -> None:
         self.bert.checkpoint_layers = every
 
+    # What others may ask instead of knowing parameters by their names.
+
+    @property
+    def encoder(self) -> Encoder:
+        """The shared layers: all that is no adapter and no head."""
+        return self.bert
+
+    @property
+    def encoder_layers(self) -> list[nn.Module]:
+        """The encoder's layers, the lowest first: the units in which strategies share a model out."""
+        return list(self.bert.encoder.layer)
+
+    @property
+    def task_adapters(self) -> dict[str, Adapter]:
+        """Each task's adapter."""
+        return {task: cast(Adapter, adapter) for task, adapter in self.adapters.items()}
+
+    @classmethod
+    def is_shared(cls, name: str) -> bool:
+        """Whether the parameter of this name in the model belongs to the encoder, which all tasks share."""
+        return name.startswith(f"{cls.base_model_prefix}.")
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters that all tasks share."""
+        return [value for name, value in self.named_parameters() if value.requires_grad and self.is_shared(name)]
+
+    def parameters_read_directly(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+        """(module whose forward pass reads it, parameter) of those that are read without calling their own module."""
+        embeddings = self.bert.embeddings
+        for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
+            yield embeddings, cast(nn.Parameter, table.weight)
+        for name, holder in self.named_modules():
+            if isinstance(holder, nn.ParameterDict):
+                inside_the_model = name.startswith("adapters.")  # its layers reach into an adapter, which is not called
+                reader = self if inside_the_model else self.get_submodule(name.rpartition(".")[0])
+                for parameter in holder.values():
+                    yield reader, parameter
+
+    def advance(self, progress: float) -> None:
+        """Tell every adapter the share of the run's steps that are done."""
+        for adapter in self.task_adapters.values():
+            adapter.advance(progress)
+
     @property
     def padding_id(self) -> int:
         """The token id that fills rows up to one length."""
@@ -201,8 +244,8 @@ def check_model_options(name: str, encoder: dict[str, Any], options: ModelConfig
     """Raises UserError for what the encoder of this config.json cannot do, before any work is done."""
     encoder = {**BertConfig().to_dict(), **encoder}
     problems = []
-    if encoder["hidden_act"] not in ACTIVATIONS:
-        problems.append(f"{name}: activation {encoder['hidden_act']!r}; known are {', '.join(ACTIVATIONS)}")
+    if encoder["hidden_act"] not in ACTIVATION_FUNCTIONS:
+        problems.append(f"{name}: activation {encoder['hidden_act']!r}; known are {', '.join(ACTIVATION_FUNCTIONS)}")
     kind = Adapter.registry.get(options.adapter)
     if kind is None:
         problems.append(f"--adapter {options.adapter}: known kinds are {', '.join(Adapter.registry)}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pal_dist.core.errors import UserError
 
-BERT, OURS = "bert", "pal_bert"
+BERT, PAL_BERT = "bert", "pal_bert"
 """`model_type` of Transformers' BERT and of our saved models."""
 
 HUB_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
@@ -70,9 +70,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in (BERT, OURS):
+    if kind not in (BERT, PAL_BERT):
         raise UserError(
-            f"{path}: expected a BERT (`model_type` {BERT!r}, or {OURS!r} for a model of pal-dist), found {kind!r}"
+            f"{path}: expected a BERT (`model_type` {BERT!r}, or {PAL_BERT!r} for a model of pal-dist), found {kind!r}"
         )
     return dict(config)
 

@@ -50,17 +50,34 @@ def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_
     """The model's logits of a whole split."""
     engine.model.eval()
     logits = run_rows(
-        engine, engine.forward, task, corpus, range(len(corpus)), outputs=task.objective.outputs, budget=budget,
-        padding_id=padding_id, gathers=engine.strategy.shares_parameters,
-    )  # fmt: skip
+        engine,
+        engine.forward,
+        task,
+        corpus,
+        range(len(corpus)),
+        outputs=task.objective.outputs,
+        budget=budget,
+        padding_id=padding_id,
+        gathers=engine.strategy.shares_parameters,
+    )
     return Predictions(task, corpus, logits)
 
 
 @torch.no_grad()
 def run_rows(
-    engine: Engine, function: Callable[[Batch], Tensor], task: Task, corpus: Corpus, rows: range, *, outputs: int,
-    budget: int, padding_id: int = 0, gathers: bool = False, doing: str = "evaluating", dtype: str = "float32",
-) -> NDArray[Any]:  # fmt: skip
+    engine: Engine,
+    function: Callable[[Batch], Tensor],
+    task: Task,
+    corpus: Corpus,
+    rows: range,
+    *,
+    outputs: int,
+    budget: int,
+    padding_id: int = 0,
+    gathers: bool = False,
+    doing: str = "evaluating",
+    dtype: str = "float32",
+) -> NDArray[Any]:
     """The function's results for a stretch of a split, (rows, outputs), on every rank; each runs a share of it.
 
     They leave the device batch by batch, so they never pile up there; a batch that runs out of memory is run again in
@@ -76,9 +93,12 @@ def run_rows(
     Raises DoesNotFitError where one example alone runs out of memory.
     """
     waiting = evaluation_batches(
-        corpus.lengths[rows.start : rows.stop], budget=budget, rank=engine.rank, ranks=engine.ranks,
+        corpus.lengths[rows.start : rows.stop],
+        budget=budget,
+        rank=engine.rank,
+        ranks=engine.ranks,
         multiple=engine.multiple,
-    )[::-1]  # fmt: skip
+    )[::-1]
     if gathers:  # in every batch: the same number of them on every rank
         most = max(engine.gather(len(waiting)))
         waiting = [*[np.zeros(1, dtype=np.int64)] * (most - len(waiting)), *waiting]
@@ -117,5 +137,6 @@ def json_records(predictions: Predictions) -> list[dict[str, Any]]:
     """One record a row, in the order of the file; labels in the file's own words, where it has words."""
     say = predictions.task.objective.format_prediction
     rows = enumerate(zip(predictions.values.tolist(), predictions.logits.tolist(), strict=True))
-    return [{"id": predictions.corpus.id(row), "prediction": say(value), "logits": logits}
-            for row, (value, logits) in rows]  # fmt: skip
+    return [
+        {"id": predictions.corpus.id(row), "prediction": say(value), "logits": logits} for row, (value, logits) in rows
+    ]

@@ -47,9 +47,17 @@ STRETCH, LONGEST_STRETCH = 2048, 1 << 16
 rank's memory."""
 
 WITHOUT_EFFECT = {
-    "tasks", "head_layers", "head_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "trained_length",
-    "architectures", "transformers_version", "_name_or_path", "dtype",
-}  # fmt: skip
+    "tasks",
+    "head_layers",
+    "head_dropout",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "trained_length",
+    "architectures",
+    "transformers_version",
+    "_name_or_path",
+    "dtype",
+}
 """Entries of a model's config that do not change what an encoder gives in evaluation. (Texts are cut by the corpus.)"""
 
 
@@ -65,9 +73,14 @@ class FeatureCorpus(Corpus):
         """Gather rows into a batch on the CPU; nothing is padded."""
         none = torch.zeros((len(rows), 0), dtype=torch.int64)
         return Batch(
-            task, none, none, None, torch.from_numpy(self.labels[rows]), int(self.lengths[rows].sum()),
+            task,
+            none,
+            none,
+            None,
+            torch.from_numpy(self.labels[rows]),
+            int(self.lengths[rows].sum()),
             torch.from_numpy(self.features[rows]),
-        )  # fmt: skip
+        )
 
 
 @dataclass
@@ -113,7 +126,7 @@ class FeatureCache:
         config = {name: value for name, value in self.model.config.to_dict().items() if name not in WITHOUT_EFFECT}
         recipe = {"format": FORMAT, "corpus": corpus.key, "precision": self.engine.precision.name, "config": config}
         if self._weights is None:
-            self._weights = _digest(self.model.bert)
+            self._weights = _digest(self.model.encoder)
         digest = _digest(self.model.adapters[task.name], self._weights.copy())
         digest.update(json.dumps(recipe, sort_keys=True, default=str).encode())
         found = digest.hexdigest()[:24]
@@ -151,15 +164,29 @@ class FeatureCache:
             blind = engine.group.local_rank == 0 and not (path.parent / name).exists()
             self._together(path, [begin] if blind else [])
             stretch = min(STRETCH * engine.ranks, LONGEST_STRETCH)
-            bar = tqdm(total=shape[0], desc=f"features of {task.name}", unit=" examples", leave=False, delay=1,
-                       disable=None if engine.is_main else True)  # fmt: skip
+            bar = tqdm(
+                total=shape[0],
+                desc=f"features of {task.name}",
+                unit=" examples",
+                leave=False,
+                delay=1,
+                disable=None if engine.is_main else True,
+            )
             stack.enter_context(bar)
             for start in range(0, shape[0], stretch):
                 rows = range(start, min(start + stretch, shape[0]))
                 values = run_rows(
-                    engine, lambda batch: engine.run(self.model.pooled, batch), task, corpus, rows, outputs=shape[1],
-                    budget=self.budget, padding_id=self.padding_id, doing="computing features of", dtype=dtype,
-                )  # fmt: skip
+                    engine,
+                    lambda batch: engine.run(self.model.pooled, batch),
+                    task,
+                    corpus,
+                    rows,
+                    outputs=shape[1],
+                    budget=self.budget,
+                    padding_id=self.padding_id,
+                    doing="computing features of",
+                    dtype=dtype,
+                )
                 self._together(path, [partial(writer.write, values) for writer in writers])
                 bar.update(len(rows))
             self._together(path, [writer.finish for writer in writers])
@@ -200,10 +227,20 @@ class FeatureCache:
 
     def record(self, file: Path) -> None:
         """Write into the run's folder what stands there in place of a memory plan."""
-        write_json(file, {"plan": None, "features": {
-            "cached": True, "examples": self.examples, "bytes": self.bytes, "computed_bytes": self.computed_bytes,
-            "seconds": self.seconds, "folder": str(self.folder),
-        }})  # fmt: skip
+        write_json(
+            file,
+            {
+                "plan": None,
+                "features": {
+                    "cached": True,
+                    "examples": self.examples,
+                    "bytes": self.bytes,
+                    "computed_bytes": self.computed_bytes,
+                    "seconds": self.seconds,
+                    "folder": str(self.folder),
+                },
+            },
+        )
 
 
 def _digest(module: torch.nn.Module, digest: Any = None) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor
 
@@ -56,7 +55,7 @@ class Run:
 
     @property
     def model(self) -> MultiTaskBert:
-        return cast(MultiTaskBert, self.engine.model)
+        return self.engine.model
 
     def micro_batches(self, step_rows: StepRows) -> list[MicroBatch]:
         """What this rank runs through the model in a step that serves these (task, rows)."""

@@ -166,7 +166,7 @@ def test_training_is_that_of_plain_loops(
 
 def train_in_small_pieces(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[str, Any]]:
     """The tasks' gradients are looked at in pieces that no parameter's size divides."""
-    from pal_dist.distributed.engine import task_gradients
+    from pal_dist.distributed import task_gradients
 
     task_gradients.PIECE = 1001  # type: ignore[misc]
     return train_in_float64(run, cache_dir)

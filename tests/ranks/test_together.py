@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-import pal_dist.distributed.process_group
+import pal_dist.distributed.watchdog
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import DoesNotFitError, RankLostError, UserError
 from pal_dist.distributed.engine import Engine
-from pal_dist.distributed.process_group import HUNG, LOST
+from pal_dist.distributed.watchdog import HUNG, LOST
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 from tests.support.ranks import Died, run_ranks
@@ -114,7 +114,7 @@ def test_a_hang_is_named(meet) -> None:
 
 
 def watch_a_silent_rank() -> Any:
-    pal_dist.distributed.process_group.LOST_SECONDS = 5.0
+    pal_dist.distributed.watchdog.LOST_SECONDS = 5.0
     engine = Engine()
     engine.group.watch(1000)
     if engine.rank == 1:

@@ -88,7 +88,7 @@ class Adapter(nn.Module):
     reads_all_tokens: ClassVar[bool] = False
     """Whether it needs every token of the last layer too, of which otherwise only the first is computed."""
 
-    wakes: ClassVar[bool] = False
+    trains_parts_later: ClassVar[bool] = False
     """Whether parts of it begin to be trained later than others (`advance`)."""
 
     def __init_subclass__(cls, kind: str) -> None:

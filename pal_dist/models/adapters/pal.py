@@ -52,7 +52,7 @@ class ProgressivePALs(ProjectedAttentionLayers, kind="progressive_pal"):
     a run that is resumed wakes the same layers at the same steps.
     """
 
-    wakes = True
+    trains_parts_later = True
 
     AWAKE_BY = 0.5
     """Share of the run's steps after which all are awake."""
