@@ -169,9 +169,9 @@ def _wrong_encoding(path: Path) -> str:
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:  # noqa: PERF203
-                found = line[error.start : error.start + 1].hex()
+                byte = line[error.start : error.start + 1].hex()
                 return (
-                    f"{path}, line {number}: expected UTF-8, found byte 0x{found} at column {error.start + 1}. Convert "
+                    f"{path}, line {number}: expected UTF-8, found byte 0x{byte} at column {error.start + 1}. Convert "
                     f"the file, for example: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > new && mv new {path.name}"
                 )
     return f"{path}: not UTF-8"  # UTF-8 may be whole line by line and the decoder still disagree: do not guess where

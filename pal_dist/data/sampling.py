@@ -6,11 +6,13 @@ is proportional to N_i ** alpha, where N_i counts EXAMPLES, and annealed uses al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pal_dist.config.schema import RunConfig
 from pal_dist.core.units import ceil_div
 
 
@@ -31,6 +33,19 @@ class Sampling:
     seed: int = 0
     epoch_steps: int | None = None
     """Steps of one epoch; None: see `steps_per_epoch`."""
+
+    @classmethod
+    def of_run(cls, run: RunConfig, sizes: Sequence[int]) -> Sampling:
+        """A run's sampling, for tasks of these sizes."""
+        return cls(
+            kind=run.batch.sampling,
+            sizes=tuple(sizes),
+            batch_size=run.batch.batch_size,
+            step_tasks=run.batch.step_tasks,
+            epochs=run.train.epochs,
+            seed=run.train.seed,
+            epoch_steps=run.batch.steps_per_epoch,
+        )
 
     @property
     def examples_per_step(self) -> int:

@@ -82,9 +82,9 @@ def _review(random: Random) -> tuple[list[str], str]:
         strength, negated = -2 * strength, True  # not superb is a little bad, not dreadful a little good
     verdict = ("not " if negated else "") + random.choice(PRAISE[strength])
     text = random.choice(REVIEWS)
-    for slot, words in (("{thing}", THINGS), ("{person}", PEOPLE), ("{kind}", KINDS)):
+    for slot, choices in (("{thing}", THINGS), ("{person}", PEOPLE), ("{kind}", KINDS)):
         while slot in text:
-            text = text.replace(slot, random.choice(words), 1)
+            text = text.replace(slot, random.choice(choices), 1)
     return [text.replace("{verdict}", verdict)], str(label)
 
 
@@ -103,15 +103,15 @@ def _question_pair(random: Random) -> tuple[list[str], str]:
 
 
 def _scene_pair(random: Random) -> tuple[list[str], str]:
-    kept, same, other = 0.0, [], []
-    for words, near in SCENE:
-        word = random.choice(words)
+    likeness, same, other = 0.0, [], []
+    for choices, near in SCENE:
+        word = random.choice(choices)
         same.append(word)
         how = random.choices(("same", "near", "else"), (3, 2, 3))[0]
-        replaced = random.choice([candidate for candidate in words if candidate != word])
+        replaced = random.choice([candidate for candidate in choices if candidate != word])
         other.append({"same": word, "near": near[word], "else": replaced}[how])
-        kept += {"same": 1.0, "near": 0.8, "else": 0.0}[how]
-    return [" ".join(same) + " .", " ".join(other) + " ."], f"{5 * kept / len(SCENE):.1f}"
+        likeness += {"same": 1.0, "near": 0.8, "else": 0.0}[how]
+    return [" ".join(same) + " .", " ".join(other) + " ."], f"{5 * likeness / len(SCENE):.1f}"
 
 
 FILES = (

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pal_dist.core.errors import UserError
+from pal_dist.core.units import round_up
 from pal_dist.data.batch import Batch
 from pal_dist.distributed.hardware import Hardware, hardware_of
 from pal_dist.distributed.precision import LossScale, choose_precision
@@ -71,7 +72,7 @@ class Engine:
         self.backend.start()
 
     def separate_task_gradients(self, tasks: int) -> None:
-        """From now on each task's gradient of the shared encoder is kept apart until `resolve`."""
+        """From now on each task's gradient of the shared encoder is kept apart until `apply_surgery`."""
         shared = [parameter for name, parameter in self.backend.names.items() if self.model.is_shared(name)]
         self.task_gradients = TaskGradients(shared, tasks, ranks=self.ranks)
 
@@ -105,7 +106,7 @@ class Engine:
 
     def padded(self, length: int) -> int:
         """The length to which a sequence of this length is padded here."""
-        return -(-length // self.multiple) * self.multiple
+        return round_up(length, self.multiple)
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch on this rank's device; the copy does not wait."""
@@ -123,8 +124,8 @@ class Engine:
     def run(self, function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
         """The function of a placed batch in the run's precision; its result in float32, or its own wider type."""
         with self.accelerator.autocast():
-            found = function(batch)
-        return found if found.dtype == torch.float64 else found.float()
+            result = function(batch)
+        return result if result.dtype == torch.float64 else result.float()
 
     def backward(self, loss_sum: Tensor, count: int, *, last: bool = True, task: int | None = None) -> None:
         """Add d(loss_sum / count) to this rank's gradients.
@@ -155,9 +156,9 @@ class Engine:
 
     def discard_step(self) -> None:
         """Forget what a step that failed has left: gradients and cached memory."""
-        self.backend.drop()
+        self.backend.discard_gradients()
         if self.task_gradients is not None:
-            self.task_gradients.drop()
+            self.task_gradients.discard()
         self.free_caches()
 
     def free_caches(self) -> None:
@@ -208,8 +209,8 @@ class Engine:
     def seed(self, *numbers: int) -> None:
         """Random numbers are from now on a function of these numbers and the rank: dropout of a step does not depend
         on what ran before it, so a step that is resumed or run again needs no remembered state."""
-        words = np.random.SeedSequence([*numbers, self.rank]).generate_state(1, np.uint64)
-        torch.manual_seed(int(words[0] >> np.uint64(1)))
+        state = np.random.SeedSequence([*numbers, self.rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0] >> np.uint64(1)))
 
     def scaler_state(self) -> dict[str, Any]:
         """State of fp16's loss scaling; empty in other precisions."""

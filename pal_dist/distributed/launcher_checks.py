@@ -51,10 +51,10 @@ def check_nodes(environment: Mapping[str, str], ranks: int, local_ranks: int) ->
 
 def check_devices(environment: Mapping[str, str], seen: int) -> None:
     """Raises UserError where a job was given GPUs that PyTorch does not see: it would train on processors, slowly."""
-    given = int(environment.get("PAL_DIST_EXPECTED_GPUS", "0"))
-    if given and not seen:
+    promised = int(environment.get("PAL_DIST_EXPECTED_GPUS", "0"))
+    if promised and not seen:
         raise UserError(
-            f"this node was given {given} GPUs, but PyTorch sees none: a PyTorch built for CPUs, or no driver "
+            f"this node was given {promised} GPUs, but PyTorch sees none: a PyTorch built for CPUs, or no driver "
             f"(`pal-dist doctor` says which). To train on processors, give --cpu to the launch script"
         )
 

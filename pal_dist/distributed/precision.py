@@ -47,10 +47,10 @@ class LossScale:
 
     def unscale(self, gradients: list[Tensor]) -> bool:
         """Divide the gradients by the scale, in place; whether one of them is not finite. Waits for the device."""
-        found = torch.zeros((), device=gradients[0].device)
+        overflow = torch.zeros((), device=gradients[0].device)
         inverse = torch.full((), 1.0 / self.scale, device=gradients[0].device)
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, inverse)
-        return bool(found.item())
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, overflow, inverse)
+        return bool(overflow.item())
 
     def update(self, overflow: bool) -> None:
         self.fine = 0 if overflow else self.fine + 1

@@ -63,7 +63,7 @@ class ReplicatedBackend:
             self.optimizer.step()
         if self.scale is not None:
             self.scale.update(overflow)
-        self.drop()
+        self.discard_gradients()
 
     def reduce(self) -> None:
         """Sum the gradients over the ranks. Which parameters have one is the same everywhere, by construction."""
@@ -71,7 +71,7 @@ class ReplicatedBackend:
             gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
             self._through_buffer(gradients, distributed.all_reduce)
 
-    def drop(self) -> None:
+    def discard_gradients(self) -> None:
         """Forget the gradients. None, not zero: AdamW then leaves tasks that are not served alone."""
         for parameter in self.trained:
             parameter.grad = None
@@ -85,8 +85,8 @@ class ReplicatedBackend:
         """Put a parameter's optimizer state in place (its value was there before `start`)."""
         parameter = self.names[name]
         for key, value in moments.items():
-            kept = value.to(parameter.device) if isinstance(value, Tensor) else value
-            self.optimizer.state[parameter][key] = kept
+            entry = value.to(parameter.device) if isinstance(value, Tensor) else value
+            self.optimizer.state[parameter][key] = entry
 
     def values(self) -> Mapping[str, Tensor]:
         """The model's whole state, as for saving. Every rank must call it."""

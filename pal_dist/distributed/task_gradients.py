@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
+from pal_dist.core.units import ceil_div
+
 PIECE = 1024 * 1024
 """Elements of every task's gradient that are looked at together."""
 
@@ -27,12 +29,12 @@ class TaskGradients:
         self.aside: dict[int, list[Tensor]] = {}
         first = self.shared[0]
         size = min(PIECE, sum(_size(parameter) for parameter in self.shared))
-        self.share = -(-size // ranks)
+        self.share = ceil_div(size, ranks)
         # Allocated once, so that no rank can run out of memory while the others wait for it in a collective.
         self.flat = torch.empty(self.share * ranks, dtype=first.dtype, device=first.device)
         self.rows = torch.empty(tasks * self.share * ranks, dtype=first.dtype, device=first.device)
-        kept = tasks * self.share if ranks > 1 else 0
-        self.own = torch.empty(kept, dtype=first.dtype, device=first.device)
+        own_elements = tasks * self.share if ranks > 1 else 0
+        self.own = torch.empty(own_elements, dtype=first.dtype, device=first.device)
 
     def set_aside(self, task: int, *, last: bool) -> None:
         """The task's last micro-batch of the step is done: its gradient is taken away from the parameters.
@@ -46,7 +48,7 @@ class TaskGradients:
         for parameter in self.shared if not last else ():
             parameter.grad = None
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         self.aside.clear()
 
     def gram(self) -> Tensor:
@@ -75,7 +77,7 @@ class TaskGradients:
         *others, total = self.aside.values()
         for gradients in others:
             torch._foreach_add_([_local(part) for part in total], [_local(part) for part in gradients])
-        self.drop()
+        self.discard()
 
     def _pieces(self, sizes: list[int]) -> Iterator[list[tuple[int, int, int]]]:
         """Runs of (parameter, first element, last), each run as many elements as `flat` holds, the last one fewer."""

@@ -146,8 +146,8 @@ class ZeroBackend(ReplicatedBackend):
             return self.model.state_dict()
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             with GatheredParameters([parameter]):
-                found[name] = parameter.data.detach().cpu().clone()
-        return found
+                values[name] = parameter.data.detach().cpu().clone()
+        return values

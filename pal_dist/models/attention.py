@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pal_dist.core.units import ceil_div
+
 _LEVELS = 1 << 16
 
 ProjectionHook = Callable[[str, Tensor, Tensor], Tensor]
@@ -43,7 +45,7 @@ class _BitDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, level: int) -> Tensor:
-        draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
+        draws = torch.empty(ceil_div(values.numel(), 4), dtype=torch.int64, device=values.device)
         # random_() leaves the sign bit of an int64 clear; this range fills all 64 bits.
         draws.random_(-(1 << 63), None)
         keep = draws.view(torch.int16)[: values.numel()].view(values.shape) >= level - _LEVELS // 2

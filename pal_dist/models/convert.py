@@ -140,7 +140,9 @@ def convert_files(checkpoint: Path, bert_config: Path, tasks: list[str], output:
     resolved = resolve_tasks(tasks)
     converted = convert_state_dict(state, [task.name for task in resolved])
     theirs = json.loads(bert_config.read_text(encoding="utf-8"))
-    known = {name: theirs[name] for name in theirs if name in MultiTaskBertConfig().to_dict() and name != "model_type"}
+    options = {
+        name: theirs[name] for name in theirs if name in MultiTaskBertConfig().to_dict() and name != "model_type"
+    }
     config = MultiTaskBertConfig(
         tasks=[task_to_dict(task) for task in resolved],
         adapter=converted.adapter,
@@ -150,7 +152,7 @@ def convert_files(checkpoint: Path, bert_config: Path, tasks: list[str], output:
         adapter_layers=converted.adapter_layers,
         layer_norm_eps=1e-12,
         head_dropout=theirs.get("hidden_dropout_prob", 0.1),
-        **known,
+        **options,
     )
     model = MultiTaskBert(config)
     own = model.state_dict()

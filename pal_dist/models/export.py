@@ -54,13 +54,13 @@ def export_model(
 
 def kept_parts(folder: Path, tasks: Sequence[str]) -> dict[str, Tensor]:
     """Adapters and heads of these tasks as an exported model has them. Raises UserError where one is not there."""
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     for task in tasks:
         file = folder / "tasks" / f"{task}.safetensors"
         if not file.is_file():
             raise UserError(f"{file}: expected the part of `{task}` that this run has kept so far; put it back")
-        found |= load_file(file)
-    return found
+        values |= load_file(file)
+    return values
 
 
 def model_card(

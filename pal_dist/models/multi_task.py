@@ -53,8 +53,8 @@ class MultiTaskBertConfig(BertConfig):
         self.pooling, self.head_layers, self.head_dropout = pooling, head_layers, head_dropout
 
     def task_table(self) -> dict[str, Task]:
-        found = [task_from_dict(entry, where="the model's config") for entry in self.tasks]
-        return {task.name: task for task in found}
+        tasks = [task_from_dict(entry, where="the model's config") for entry in self.tasks]
+        return {task.name: task for task in tasks}
 
     def geometry(self) -> Geometry:
         layers = range(self.num_hidden_layers) if self.adapter_layers is None else self.adapter_layers
@@ -203,11 +203,13 @@ class MultiTaskBert(PreTrainedModel):
 
     def load_task(self, file: str | Path, task: str) -> None:
         """Read one task's adapter and head from its own file. Raises UserError where they do not fit this model."""
-        found, wanted = load_file(file), self.task_state(task)
-        if found.keys() != wanted.keys() or any(found[name].shape != wanted[name].shape for name in found):
-            differing = sorted(found.keys() ^ wanted.keys()) or [n for n in found if found[n].shape != wanted[n].shape]
+        values, wanted = load_file(file), self.task_state(task)
+        if values.keys() != wanted.keys() or any(values[name].shape != wanted[name].shape for name in values):
+            differing = sorted(values.keys() ^ wanted.keys()) or [
+                n for n in values if values[n].shape != wanted[n].shape
+            ]
             raise UserError(f"{file}: does not fit task `{task}` of this model; first difference: {differing[0]}")
-        self.load_state_dict(found, strict=False)
+        self.load_state_dict(values, strict=False)
 
     def freeze_encoder(self) -> None:
         """Leave only adapters and heads to be trained (mode `pretrain`)."""
@@ -269,8 +271,8 @@ def model_config(
 ) -> MultiTaskBertConfig:
     """The model's config for these tasks on an encoder of this config.json."""
     foreign = {"architectures", "model_type", "transformers_version", "dtype", "torch_dtype"}
-    known = BertConfig().to_dict().keys() - foreign
-    shared = {name: value for name, value in encoder.items() if name in known}
+    fields = BertConfig().to_dict().keys() - foreign
+    shared = {name: value for name, value in encoder.items() if name in fields}
     if options.dropout is not None:
         shared |= {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
     head_dropout = shared.get("hidden_dropout_prob", 0.1) if options.head_dropout is None else options.head_dropout
@@ -305,18 +307,18 @@ def load_model(folder: Path, config: MultiTaskBertConfig | None = None) -> Multi
     transformers_logging.disable_progress_bar()
     try:
         load = partial(MultiTaskBert.from_pretrained, folder, dtype=torch.float32, local_files_only=True)
-        model, found = load(config=config, output_loading_info=True)
+        model, loading = load(config=config, output_loading_info=True)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder}: the weights are not readable: {error}") from None
     finally:
         transformers_logging.set_verbosity(level)
     missing = [
-        name for name in found["missing_keys"] if name.startswith("bert.") and not name.startswith("bert.pooler")
+        name for name in loading["missing_keys"] if name.startswith("bert.") and not name.startswith("bert.pooler")
     ]
-    if model.bert.pooler is not None and any(name.startswith("bert.pooler") for name in found["missing_keys"]):
+    if model.bert.pooler is not None and any(name.startswith("bert.pooler") for name in loading["missing_keys"]):
         say(f"note: {folder.name} has no pooler, so a new one is trained; --pooling first and mean need none")
     if missing:
         raise UserError(f"{folder}: the weights lack {len(missing)} of the encoder's parameters, first `{missing[0]}`")
-    if config is None and found["missing_keys"]:
-        raise UserError(f"{folder}: the saved model lacks {', '.join(sorted(found['missing_keys'])[:3])}")
+    if config is None and loading["missing_keys"]:
+        raise UserError(f"{folder}: the saved model lacks {', '.join(sorted(loading['missing_keys'])[:3])}")
     return model

@@ -55,7 +55,9 @@ def task_weights_of(weighting: str, tasks: Sequence[Task], labels: Sequence[NDAr
     """The balance of a run on these training labels. Raises UserError for labels that are all the same."""
     if weighting != "scale":
         return TaskWeights(weighting == "examples", (1.0,) * len(tasks))
-    units = [task.objective.constant_loss(np.asarray(known)) for task, known in zip(tasks, labels, strict=True)]
+    units = [
+        task.objective.constant_loss(np.asarray(task_labels)) for task, task_labels in zip(tasks, labels, strict=True)
+    ]
     for task, unit in zip(tasks, units, strict=True):
         if not unit > 0:
             raise UserError(f"--weighting scale: every training label of `{task.name}` is the same; leave the task out")

@@ -166,11 +166,13 @@ def task_from_dict(entry: Any, *, where: str, folder: Path | None = None) -> Tas
 
     Raises UserError naming `where` and every field that is missing or unknown.
     """
-    known = {field.name: field for field in fields(Task)}
+    task_fields = {field.name: field for field in fields(Task)}
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where}: expected the fields of a task ({', '.join(known)}), found {type(entry).__name__}")
-    problems = [f"unknown field `{key}`" + _near(str(key), known) for key in entry if key not in known]
-    problems += [f"missing field `{name}`" for name, field in known.items()
+        raise UserError(
+            f"{where}: expected the fields of a task ({', '.join(task_fields)}), found {type(entry).__name__}"
+        )
+    problems = [f"unknown field `{key}`" + _near(str(key), task_fields) for key in entry if key not in task_fields]
+    problems += [f"missing field `{name}`" for name, field in task_fields.items()
                  if field.default is MISSING and name not in entry]  # fmt: skip
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))

@@ -102,13 +102,13 @@ def run_rows(
     if gathers:  # in every batch: the same number of them on every rank
         most = max(engine.gather(len(waiting)))
         waiting = [*[np.zeros(1, dtype=np.int64)] * (most - len(waiting)), *waiting]
-    found: list[tuple[Rows, NDArray[Any]]] = []
+    outputs_of_parts: list[tuple[Rows, NDArray[Any]]] = []
     while waiting:
         engine.group.progress(f"{doing} {task.name}")
         part, failure = waiting.pop(), ""
         try:
             batch = corpus.batch(task.name, part + rows.start, padding_id=padding_id, multiple=engine.multiple)
-            found.append((part, function(engine.to_device(batch)).cpu().numpy()))
+            outputs_of_parts.append((part, function(engine.to_device(batch)).cpu().numpy()))
         except Exception as error:
             if not is_out_of_memory(error) or (gathers and engine.ranks > 1):
                 raise
@@ -119,7 +119,7 @@ def run_rows(
             engine.free_caches()
             waiting += np.array_split(part, 2)[::-1]
     results = np.empty((len(rows), outputs), dtype=dtype)
-    for share in engine.gather(found):
+    for share in engine.gather(outputs_of_parts):
         for part, values in share:
             results[part] = values
     return results

@@ -111,10 +111,10 @@ class FeatureCache:
         width, dtype = self.model.config.hidden_size, str(next(self.model.parameters()).dtype).removeprefix("torch.")
         shape = len(corpus), width
         path = self.folder / f"{corpus.key}-features-{self.hash_of(task, corpus)}.npy"
-        if not self._everywhere(path, shape, dtype, told=False):
+        if not self._everywhere(path, shape, dtype, warn=False):
             # Another run may be computing them. Only rank 0 waits for it, so that no two runs can wait for each other.
             with FileLock(f"{path}.lock") if engine.is_main else nullcontext():
-                if not self._everywhere(path, shape, dtype, told=True):
+                if not self._everywhere(path, shape, dtype, warn=True):
                     self._compute(path, task, corpus, shape, dtype)
         features = np.load(path, mmap_mode="r").view(np.ndarray)
         self.examples += len(corpus)
@@ -129,20 +129,20 @@ class FeatureCache:
             self._weights = _digest(self.model.encoder)
         digest = _digest(self.model.adapters[task.name], self._weights.copy())
         digest.update(json.dumps(recipe, sort_keys=True, default=str).encode())
-        found = digest.hexdigest()[:24]
-        everyone = self.engine.gather(found)
-        if len(set(everyone)) > 1:
-            other = next(rank for rank, hashed in enumerate(everyone) if hashed != everyone[0])
+        own_hash = digest.hexdigest()[:24]
+        by_rank = self.engine.gather(own_hash)
+        if len(set(by_rank)) > 1:
+            other = next(rank for rank, hashed in enumerate(by_rank) if hashed != by_rank[0])
             raise UserError(
                 f"rank {other} has another encoder than rank 0, or runs it in another precision: give every node the "
                 f"same files of --model"
             )
-        return found
+        return own_hash
 
-    def _everywhere(self, path: Path, shape: tuple[int, int], dtype: str, *, told: bool) -> bool:
+    def _everywhere(self, path: Path, shape: tuple[int, int], dtype: str, *, warn: bool) -> bool:
         """Whether every node has the whole file; one rank of each looks."""
         problem = find_damage(path, shape, dtype) if self.engine.group.local_rank == 0 else None
-        if problem and told and path.is_file():
+        if problem and warn and path.is_file():
             say(f"warning: {path} is damaged ({problem}); it is computed again")
         return all(self.engine.gather(problem is None))
 
@@ -212,10 +212,10 @@ class FeatureCache:
     def lines(self) -> list[str]:
         """What the person is told before step 1."""
         config = self.model.config
-        found = self.bytes - self.computed_bytes
+        from_disk = self.bytes - self.computed_bytes
         how = " and ".join(
             [f"{gib(self.computed_bytes)} computed in {self.seconds:.1f} s"] * bool(self.computed_bytes)
-            + [f"{gib(found)} found"] * bool(found)
+            + [f"{gib(from_disk)} found"] * bool(from_disk)
         )
         return [
             f"features: nothing below the heads is trained, so what they read is kept: {self.examples:,} examples x "

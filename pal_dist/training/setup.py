@@ -118,15 +118,7 @@ def make_model(config: RunConfig, inputs: Inputs, engine: Engine) -> MultiTaskBe
 
 def plan_steps(config: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:
     """The schedule of examples and the number of optimizer steps."""
-    sampling = Sampling(
-        kind=config.batch.sampling,
-        sizes=tuple(map(len, corpora)),
-        batch_size=config.batch.batch_size,
-        step_tasks=config.batch.step_tasks,
-        epochs=config.train.epochs,
-        seed=config.train.seed,
-        epoch_steps=config.batch.steps_per_epoch,
-    )
+    sampling = Sampling.of_run(config, sizes=[len(corpus) for corpus in corpora])
     total_steps = config.train.epochs * sampling.steps_per_epoch
     if config.train.max_steps is not None:
         total_steps = min(total_steps, config.train.max_steps)

@@ -135,9 +135,9 @@ class Trainer:
 
     def log(self) -> None:
         entry = self.log_window.entry(self.gradient_norm)
-        if self.surgery is not None and self.surgery.seen_TT is not None:
+        if self.surgery is not None and self.surgery.cosines_TT is not None:
             names = [task.name for task in self.run.tasks]
-            cosines = self.surgery.seen_TT.tolist()
+            cosines = self.surgery.cosines_TT.tolist()
             pairs = combinations(enumerate(names), 2)
             entry["task_cosines"] = {f"{one}-{other}": cosines[row][column] for (row, one), (column, other) in pairs}
             self.run.report.cosines(self.state.step, names, cosines)

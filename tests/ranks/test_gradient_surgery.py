@@ -17,7 +17,7 @@ from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.planner import separate_task_gradients, trace_plan, workload_of
 from pal_dist.memory.search import Machine, Plan
 from pal_dist.models.multi_task import MultiTaskBert, build_model
-from pal_dist.optim.gradient_surgery import DECAY, METHODS, GradientSurgery, cosines, draw_others
+from pal_dist.optim.gradient_surgery import METHODS, TARGET_RATE, GradientSurgery, cosines, draw_others
 from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.setup import plan_steps
@@ -57,7 +57,7 @@ def plain_gradvac(gradients: Vectors, others: Any, targets: dict[tuple[int, int]
                 turned = (
                     turned + turned.norm() * (target * sine - cosine * wanted) / (against.norm() * wanted) * against
                 )
-            targets[task, int(other)] = (1 - DECAY) * target + DECAY * cosine
+            targets[task, int(other)] = (1 - TARGET_RATE) * target + TARGET_RATE * cosine
         total += turned
     return total
 

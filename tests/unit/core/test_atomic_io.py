@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,16 +17,21 @@ from pal_dist.core.atomic_io import atomic_file, atomic_folder, to_json, write_j
 from pal_dist.core.errors import UserError
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Of the program, half-way."""
+
+
+def crash_half_way(writing: AbstractContextManager[Path], write: Callable[[Path], object]) -> None:
+    with writing as draft:
+        write(draft)
+        raise CrashError
 
 
 def test_a_file_that_fails_half_way_is_as_before(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_text(path, "before")
-    with pytest.raises(Crash), atomic_file(path) as draft:
-        draft.write_text("half of")
-        raise Crash
+    with pytest.raises(CrashError):
+        crash_half_way(atomic_file(path), lambda draft: draft.write_text("half of"))
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -33,9 +40,8 @@ def test_a_folder_that_fails_half_way_is_as_before(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     with atomic_folder(folder) as draft:
         (draft / "one").write_text("1")
-    with pytest.raises(Crash), atomic_folder(folder) as draft:
-        (draft / "two").write_text("2")
-        raise Crash
+    with pytest.raises(CrashError):
+        crash_half_way(atomic_folder(folder), lambda draft: (draft / "two").write_text("2"))
     assert [path.name for path in folder.iterdir()] == ["one"]
     assert list(tmp_path.iterdir()) == [folder]
 
