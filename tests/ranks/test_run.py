@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pal_dist.cli import main
 from pal_dist.commands.train import train
 from pal_dist.core.errors import UserError
-from pal_dist.distributed.precision import choose_precision
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 from tests.support.paths import ROOT
@@ -275,20 +274,6 @@ def test_bf16_follows_fp32(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
         losses[precision] = [entry["loss"]["sst"] for entry in map(json.loads, lines) if "loss" in entry]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
     assert losses["bf16"] != losses["fp32"]
-
-
-@pytest.mark.parametrize(
-    ("asked", "capability", "chosen"),
-    [("auto", None, "fp32"), ("auto", (7, 5), "fp16"), ("auto", (8, 0), "bf16"), ("auto", (9, 0), "bf16"),
-     ("fp32", (8, 0), "fp32"), ("fp16", (9, 0), "fp16"), ("bf16", None, "bf16"),
-     ("fp16", None, "needs a GPU"), ("bf16", (7, 5), "only emulates bf16")],
-)  # fmt: skip
-def test_precision_by_capability(asked: str, capability: tuple[int, int] | None, chosen: str) -> None:
-    if " " in chosen:
-        with pytest.raises(UserError, match=chosen):
-            choose_precision(asked, capability)
-    else:
-        assert choose_precision(asked, capability).name == chosen
 
 
 def test_frozen_encoder_stays(tiny_run, cache_dir: Path, tiny_bert: Path) -> None:
