@@ -1,22 +1,38 @@
-"""The verbs. The only room that reads the command line and the environment's folders, and prints results."""
+"""The verbs: what each reads from the command line, what it prints, which exit code it ends with.
+
+The only room that reads the command line and the environment's folders, and prints results. What a verb does is in
+`pal_dist/commands`, imported when it is asked for: help and tables must not wait for PyTorch.
+"""
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from pal_dist.commands.help import ANSWER_OPTIONS, COMPARE_OPTIONS, PLAN_OPTIONS, page
-from pal_dist.config.resolve import from_command_line, names_where
-from pal_dist.core.console import table
+from pal_dist.commands.help import overview, verb_page
+from pal_dist.commands.options import (
+    COMPARE_OPTIONS,
+    CONVERT_OPTIONS,
+    EVALUATE_OPTIONS,
+    FETCH_OPTIONS,
+    JSON_OPTION,
+    LAUNCH_OPTIONS,
+    PLAN_OPTIONS,
+    PREDICT_OPTIONS,
+    PROFILE_OPTIONS,
+    TASKS_OPTIONS,
+)
+from pal_dist.commands.verb import Verb, refuse_others
+from pal_dist.config.resolve import from_command_line
+from pal_dist.core.console import say
 from pal_dist.core.errors import DoesNotFitError, RankLostError, StoppedError, UserError
 from pal_dist.core.exit_codes import exit_code_for_launcher
+from pal_dist.core.suggest import did_you_mean
 
-Verb = Callable[..., None]
+DIFFERS_FROM_PLAN = 4
+"""Exit code of `profile` where the memory measured is not the memory planned."""
 
 
 def default_cache() -> Path:
@@ -32,58 +48,92 @@ def train(**flags: str) -> None:
     start(run, origins, cache_dir=default_cache())
 
 
-def plan(**flags: str) -> None:
+def plan(**flags: str) -> int:
     """Say whether a run fits a GPU, and what to change: pal-dist plan --gpu t4 [--gpus 1] [settings of train]."""
-    own = {name: flags.pop(name) for name in PLAN_OPTIONS if name in flags}
-    as_json = own.pop("json", "false").lower() == "true"
+    as_json = _wants_json(flags)
+    options = {name: flags.pop(name) for name in PLAN_OPTIONS if name in flags}
     run, origins = from_command_line(flags)
-    from pal_dist.commands.plan import ask
+    from pal_dist.commands.plan import plan_from_flags
+    from pal_dist.commands.plan_text import plan_json, plan_text
 
-    found = ask(run, origins, own, cache_dir=default_cache())
-    print(found.json() if as_json else found.text())
-    leave(0 if found.planned.fits else DoesNotFitError.exit_code)
+    report = plan_from_flags(run, origins, options, cache_dir=default_cache())
+    print(plan_json(report) if as_json else plan_text(report))
+    return 0 if report.fits else DoesNotFitError.exit_code
 
 
-def launch(*words: str) -> None:
+def launch(*words: str) -> int | None:
     """Run on one machine or many: pal-dist launch --nodes 2 --gpus_per_node 4 --gpu t4 -- train [settings of train]."""
-    from pal_dist.commands.launch import fits, preview, read_launch, start
+    from pal_dist.commands.launch import check_fits, preview, read_launch, start
 
-    asked = read_launch(words, os.environ)
-    fits(asked, default_cache())
-    if asked.dry_run:
-        print(preview(asked))
-        return
-    code, said = start(asked)
-    if said:
-        print(said)
-    leave(code)
+    request = read_launch(words, os.environ)
+    check_fits(request, default_cache())
+    if request.dry_run:
+        print(preview(request))
+        return None
+    exit_code, text = start(request)
+    if text:
+        print(text)
+    return exit_code
 
 
-def doctor(**flags: str) -> None:
+def doctor(**flags: str) -> int:
     """Will runs work here? Versions, devices, memory, disks, network, two steps of training. Exit code 1: no."""
-    as_json = flags.pop("json", "false").lower() == "true"
+    as_json = _wants_json(flags)
     run, _ = from_command_line(flags)
     from pal_dist.commands.doctor import diagnose
 
-    found = diagnose(run, cache_dir=default_cache(), rank=int(os.environ.get("RANK", "0")))
-    if found.is_main:
-        print(found.json() if as_json else found.text())
-    leave(found.exit_code)
+    diagnosis = diagnose(run, cache_dir=default_cache(), rank=int(os.environ.get("RANK", "0")))
+    if diagnosis.is_main:
+        print(diagnosis.json() if as_json else diagnosis.text())
+    return diagnosis.exit_code
 
 
-def profile(**flags: str) -> None:
+def profile(**flags: str) -> int:
     """Measure a few steps on the worst batch of each task against the plan; exit code 4 where they differ."""
     flags.setdefault("output_dir", "runs/profile")
-    forced = flags.pop("force_tokens", None)
-    if forced is not None and not forced.isdigit():
-        raise UserError(f"--force_tokens takes a whole number; found {forced!r}")
+    tokens = flags.pop("force_tokens", None)
+    if tokens is not None and not tokens.isdigit():
+        raise UserError(f"--force_tokens takes a whole number; found {tokens!r}")
     run, origins = from_command_line(flags)
-    from pal_dist.commands.memory_check import check_memory as start
+    from pal_dist.commands.memory_check import check_memory
 
-    found = start(run, origins, cache_dir=default_cache(), force_tokens=int(forced) if forced else None)
-    for path in found.files:
+    check = check_memory(run, origins, cache_dir=default_cache(), force_tokens=int(tokens) if tokens else None)
+    for path in check.files:
         print(path)
-    leave(0 if found.agrees else 4)
+    return 0 if check.agrees else DIFFERS_FROM_PLAN
+
+
+def evaluate(name: str | None = None, /, **flags: str) -> None:
+    """Score a saved model on a whole split: pal-dist evaluate RUN [--split dev] [--tasks sst]. Prints JSON last."""
+    from pal_dist.commands.evaluate import evaluate as start
+
+    scores = start(name, flags, cache_dir=default_cache())
+    if scores is not None:
+        print(scores)
+
+
+def predict(name: str | None = None, /, **flags: str) -> None:
+    """Predict a split into files, or one text: pal-dist predict RUN [--split test] | --task sst --text "..." ."""
+    from pal_dist.commands.predict import predict as start
+
+    for line in start(name, flags, cache_dir=default_cache()):
+        print(line)
+
+
+def status(folder: str = "runs", /, **flags: str) -> None:
+    """Say how a run does, from its folder: pal-dist status RUN; a folder of runs (default: ./runs) is listed."""
+    from pal_dist.commands.status import status as status_text
+
+    print(status_text(Path(folder).expanduser(), as_json=_wants_json(flags)))
+
+
+def compare(*folders: str, **flags: str) -> None:
+    """Set runs against each other in one page, seeds told from settings: pal-dist compare RUN... [--baseline NAME]."""
+    from pal_dist.monitoring.compare import compare as write
+
+    output_dir = Path(flags.pop("output_dir", "compare")).expanduser()
+    for path in write([Path(folder).expanduser() for folder in folders], output_dir, **flags):
+        print(path)
 
 
 def config(**flags: str) -> None:
@@ -94,9 +144,8 @@ def config(**flags: str) -> None:
     print(settings_table(run, origins, cache_dir=default_cache()))
 
 
-def recipes(name: str | None = None, **flags: str) -> None:
+def recipes(name: str | None = None) -> None:
     """List the recipes, or show one: what it reproduces, hardware, time, expected scores: pal-dist recipes [NAME]."""
-    _only(flags, set())
     from pal_dist.commands.listing import recipes_text
 
     print(recipes_text(name))
@@ -104,195 +153,131 @@ def recipes(name: str | None = None, **flags: str) -> None:
 
 def tasks(**flags: str) -> None:
     """List the tasks of the table, or those of --tasks: what they predict and which files they read."""
-    _only(flags, {"tasks"})
     from pal_dist.commands.listing import tasks_table
 
     print(tasks_table(flags.get("tasks")))
 
 
-def evaluate(run: str | None = None, **flags: str) -> None:
-    """Score a saved model on a whole split: pal-dist evaluate RUN [--split dev] [--tasks sst]. Prints JSON last."""
-    split = flags.pop("split", "dev")
-    opened, chosen = _open(run, flags)
-    from pal_dist.commands.predict import score_split
+def data(action: str = "", /, **flags: str) -> None:
+    """Get or prepare data: pal-dist data fetch --data_dir DATA [--tasks ...] | data tokenize [settings of train]."""
+    from pal_dist.commands.data import prepare_data
 
-    scores = score_split(opened, chosen, split)
-    rows = [[name, metric, f"{value:.4f}"] for name, entry in scores.items() for metric, value in entry.items()]
-    if opened.engine.is_main:
-        if opened.paths.synthetic:
-            print("SYNTHETIC text: these scores say nothing about real data", file=sys.stderr)
-        print(table(["task", "metric", split], rows), file=sys.stderr)
-        print(json.dumps({split: scores}))
-    opened.engine.close()
-
-
-def predict(run: str | None = None, **flags: str) -> None:
-    """Predict a split into files, or one text: pal-dist predict RUN [--split test] | --task sst --text "..." ."""
-    asked = {name: flags.pop(name) for name in ("text", "text_b", "task", "split", "predictions_dir") if name in flags}
-    if "text" in asked and "task" not in asked:
-        raise UserError('predict --text "..." needs --task NAME, the task to ask')
-    if "text_b" in asked and "text" not in asked:
-        raise UserError("predict --text_b is the second text of a pair: give the first as --text")
-    if "task" in asked and "text" not in asked:
-        flags["tasks"] = asked["task"]
-    opened, chosen = _open(run, flags)
-    from pal_dist.commands.predict import answer, write_predictions
-
-    if "text" in asked:
-        found = answer(opened, asked["task"], asked["text"], asked.get("text_b"))
-        if opened.engine.is_main:
-            print(json.dumps(found))
-    else:
-        folder = Path(asked.get("predictions_dir") or opened.folder / "predictions")
-        for path in write_predictions(opened, chosen, asked.get("split", "test"), folder):
-            print(path)
-    opened.engine.close()
-
-
-def _open(path: str | None, flags: dict[str, str]) -> tuple[Any, list[str] | None]:
-    """The saved model that RUN, --run or --model names; without any, the newest run of this folder."""
-    given = [name for name in (path, flags.pop("run", None), flags.pop("model", None)) if name]
-    if len(given) > 1:
-        raise UserError(f"name one run or model folder, found {', '.join(given)}")
-    chosen = flags.pop("tasks").split(",") if "tasks" in flags else None
-    _only(flags, {*names_where(for_saved_model=True), *ANSWER_OPTIONS})
-    from pal_dist.monitoring.status import newest_model
-    from pal_dist.training.saved_model import open_model
-
-    folder = Path(given[0]) if given else newest_model(Path("runs"))
-
-    return open_model(folder, flags, cache_dir=default_cache()), chosen
-
-
-def status(folder: str | None = None, **flags: str) -> None:
-    """Say how a run does, from its folder: pal-dist status RUN; a folder of runs (default: ./runs) is listed."""
-    _only(flags, {"json"})
-    from pal_dist.monitoring.status import runs_below, runs_table, status_of
-
-    place = Path(folder or "runs").expanduser()
-    as_json = flags.get("json", "false").lower() == "true"
-    if (place / "status.json").is_file() or not place.is_dir():
-        one = status_of(place)
-        print(one.json() if as_json else one.text())
-        return
-    runs = runs_below(place)
-    print("\n".join(run.json() for run in runs) if as_json else runs_table(runs))
-
-
-def compare(*folders: str, **flags: str) -> None:
-    """Set runs against each other in one page, seeds told from settings: pal-dist compare RUN... [--baseline NAME]."""
-    _only(flags, set(COMPARE_OPTIONS))
-    from pal_dist.monitoring.compare import compare as write
-
-    place = Path(flags.pop("output_dir", "compare")).expanduser()
-    for path in write([Path(folder).expanduser() for folder in folders], place, **flags):
+    for path in prepare_data(action, flags, cache_dir=default_cache()):
         print(path)
 
 
 def convert(**flags: str) -> None:
     """Read the PAL authors' checkpoint: --checkpoint FILE --bert_config FILE --tasks a,b --output_dir X."""
-    known = ("checkpoint", "bert_config", "tasks", "output_dir")
-    _only(flags, set(known))
-    missing = [f"--{name}" for name in known if name not in flags]
-    if missing:
-        raise UserError(f"convert needs {', '.join(missing)}")
-    from pal_dist.models.convert import convert_files
+    from pal_dist.commands.convert import convert as start
 
-    convert_files(Path(flags["checkpoint"]), Path(flags["bert_config"]), flags["tasks"].split(","),
-                  Path(flags["output_dir"]))  # fmt: skip
-    print(flags["output_dir"])
+    print(start(flags))
 
 
-def data(action: str = "", **flags: str) -> None:
-    """Get or prepare data: pal-dist data fetch --data_dir DATA [--tasks ...] | data tokenize [settings of train]."""
-    if action == "tokenize":
-        run, _ = from_command_line(flags)
-        from pal_dist.training.inputs import tokenize
-
-        tokenize(run, cache_dir=default_cache())
-        return
-    if action != "fetch" or "data_dir" not in flags:
-        raise UserError("use: pal-dist data fetch --data_dir FOLDER [--tasks sst,para,sts,cola,...], or data tokenize")
-    _only(flags, {"data_dir", "tasks"})
-    from pal_dist.data.download import fetch
-
-    for path in fetch(Path(flags["data_dir"]).expanduser(), flags.get("tasks", "sst,cfimdb,para,sts").split(",")):
-        print(path)
-
+PLAN_NOTES = (
+    "A setting of train that is given is fixed; precision, optimizer, checkpointing and token budget are else "
+    "searched. With --data_dir the training files' token lengths are used. Exit code 3: does not fit."
+)
+LAUNCH_NOTES = "After `--`: train, profile, doctor or evaluate, and the settings of that verb."
+DATA_NOTES = "`data fetch` takes these; `data tokenize` takes the settings of train, below."
+COMPARE_NOTES = (
+    "RUN is a run's folder, or one with runs below it. Runs that differ only in their seed are one group; a difference "
+    "between groups is tested against the spread over seeds. The page needs no network."
+)
 
 VERBS: dict[str, Verb] = {
-    verb.__name__: verb
-    for verb in (
-        train, plan, launch, doctor, profile, evaluate, predict, status, compare, config, recipes, tasks, data, convert,
-    )
-}  # fmt: skip
-
-
-def _only(flags: dict[str, str], known: set[str]) -> None:
-    for name in flags:
-        if name not in known:
-            raise UserError(f"unknown setting --{name}: {_meant(name, sorted(known), '--')}")
-
-
-def _meant(word: str, known: Iterable[str], before: str = "") -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {before}{near[0]}?" if near else f"known: {', '.join(before + each for each in known)}"
-
-
-def _about() -> dict[str, str]:
-    return {name: function.__doc__ or "" for name, function in VERBS.items()}
+    "train": Verb(train, settings="run"),
+    "plan": Verb(plan, settings="run", options=PLAN_OPTIONS, notes=PLAN_NOTES),
+    "launch": Verb(launch, as_typed=True, options=LAUNCH_OPTIONS, notes=LAUNCH_NOTES),
+    "doctor": Verb(doctor, settings="run", options=JSON_OPTION),
+    "profile": Verb(profile, settings="run", options=PROFILE_OPTIONS),
+    "evaluate": Verb(evaluate, words=1, settings="saved_model", options=EVALUATE_OPTIONS),
+    "predict": Verb(predict, words=1, settings="saved_model", options=PREDICT_OPTIONS),
+    "status": Verb(status, words=1, options=JSON_OPTION),
+    "compare": Verb(compare, words=sys.maxsize, options=COMPARE_OPTIONS, notes=COMPARE_NOTES),
+    "config": Verb(config, settings="run"),
+    "recipes": Verb(recipes, words=1),
+    "tasks": Verb(tasks, options=TASKS_OPTIONS),
+    "data": Verb(data, words=1, settings="run", options=FETCH_OPTIONS, notes=DATA_NOTES),
+    "convert": Verb(convert, options=CONVERT_OPTIONS),
+}
+"""All verbs, in the order of the help. How many loose words and which options each takes is said here alone."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 a mistake in what was given (said in plain words), 3 does not fit,
     4 measured memory differs from the plan, 130 interrupted."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if not given or given[0] in ("--help", "-h", "help"):
-        print(page(None, _about()))
-        return
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        _dispatch(given)
+        exit_code = run_verb(words)
     except UserError as error:
         # Every rank of a node finds the same mistake, and one says it; what all ranks agreed on, one of all; a loss is
         # seen from where one stands.
         rank = os.environ.get("RANK" if isinstance(error, StoppedError) else "LOCAL_RANK", "0")
         if rank == "0" or isinstance(error, RankLostError):
-            print(f"pal-dist: {error}", file=sys.stderr)
-        leave(error.exit_code)
+            say(f"pal-dist: {error}")
+        exit_code = error.exit_code
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     except KeyboardInterrupt:
-        print("\npal-dist: interrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
-        leave(130)
+        say("\npal-dist: interrupted; run the same command again to resume from the last checkpoint")
+        exit_code = 130
+    if exit_code is not None:
+        leave(exit_code)
 
 
-def leave(code: int) -> NoReturn:
-    sys.exit(exit_code_for_launcher(code, os.environ.get("PAL_DIST_EXIT_FILE")))
+def leave(exit_code: int) -> NoReturn:
+    """End this process; under a launch script the code takes the way that gets past the launcher."""
+    sys.exit(exit_code_for_launcher(exit_code, os.environ.get("PAL_DIST_EXIT_FILE")))
 
 
-def _dispatch(given: list[str]) -> None:
-    verb = given[0]
-    if verb == "--version":
+def run_verb(words: list[str]) -> int | None:
+    """Do what the words of the command line say; returns the exit code, None for a 0. Raises UserError."""
+    name, *rest = words or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print(overview(VERBS))
+        return None
+    if name == "--version":
         from pal_dist import __version__
 
         print(__version__)
-        return
-    if verb not in VERBS:
-        raise UserError(f"unknown verb `{verb}`: {_meant(verb, VERBS)}")
-    if "--help" in given or "-h" in given:
-        print(page(verb, _about()))
-        return
-    if verb == "launch":  # Fire keeps what follows `--` for itself
-        launch(*given[1:])
-        return
+        return None
+    if name not in VERBS:
+        raise UserError(f"unknown verb `{name}`: {did_you_mean(name, VERBS)}")
+    verb = VERBS[name]
+    if "--help" in rest or "-h" in rest:
+        print(verb_page(name, verb))
+        return None
+    if verb.as_typed:
+        return verb.function(*rest)
+    loose, flags = read_words(name, rest)
+    if len(loose) > verb.words:
+        raise UserError(f"{name} takes settings as --name value; found the loose word `{loose[verb.words]}`")
+    if verb.settings != "run":  # resolving a run's settings finds every mistake in them at once
+        refuse_others(flags, verb.flags)
+    return verb.function(*loose, **flags)
+
+
+def read_words(name: str, words: list[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The loose words, and those behind a `--name`, as Fire reads them: all of them text.
+
+    Args:
+        name: the verb's.
+    """
     import fire
     from fire.decorators import SetParseFn
 
-    def checked(*positional: str, **flags: str) -> None:
-        """Fire hands over what it read; more words than the verb takes are a mistake, not a second command."""
-        takes = {"evaluate": 1, "predict": 1, "data": 1, "status": 1, "recipes": 1, "compare": sys.maxsize}.get(verb, 0)
-        if len(positional) > takes:
-            raise UserError(f"{verb} takes settings as --name value; found the loose word `{positional[takes]}`")
-        VERBS[verb](*positional, **flags)
+    loose: list[str] = []
+    flags: dict[str, str] = {}
 
-    fire.Fire(SetParseFn(str)(checked), command=given[1:], name=f"pal-dist {verb}")
+    def keep(*positional: str, **named: str) -> None:
+        loose.extend(positional)
+        flags.update(named)
+
+    fire.Fire(SetParseFn(str)(keep), command=words, name=f"pal-dist {name}")
+    return tuple(loose), flags
+
+
+def _wants_json(flags: dict[str, str]) -> bool:
+    """Takes --json out of the flags."""
+    return flags.pop("json", "false").lower() == "true"

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pal_dist.commands.help import LAUNCH_OPTIONS
 from pal_dist.commands.manifests import jobset, skypilot
+from pal_dist.commands.options import LAUNCH_OPTIONS
 from pal_dist.config.resolve import from_command_line
 from pal_dist.core.console import say
 from pal_dist.core.errors import DoesNotFitError, UserError
@@ -27,7 +27,7 @@ TOOLS = {"slurm": "sbatch", "kubernetes": "kubectl", "skypilot": "sky", "local":
 
 
 @dataclass(frozen=True)
-class Launch:
+class LaunchRequest:
     """What shall run where."""
 
     on: str
@@ -56,164 +56,194 @@ class Launch:
         return folder_of("launch")
 
     @property
-    def own(self) -> list[str]:
-        """Options of the launch scripts."""
+    def script_arguments(self) -> list[str]:
+        """What the scripts of launch/ are given."""
         words = [self.verb, "--strategy", self.strategy]
         if self.processes is not None:
             words += ["--processes", str(self.processes)]
         return [*words, *(["--cpu"] if self.gpus_per_node == 0 else []), *self.settings]
 
 
-def read_launch(words: Sequence[str], environment: Mapping[str, str]) -> Launch:
+def read_launch(words: Sequence[str], environment: Mapping[str, str]) -> LaunchRequest:
     """`[--nodes N ...] -- train [settings]` as typed. Raises UserError."""
     at = words.index("--") if "--" in words else len(words)
-    own, rest = list(words[:at]), list(words[at + 1 :])
-    if not rest or rest[0] not in VERBS:
+    before, command = list(words[:at]), list(words[at + 1 :])
+    if not command or command[0] not in VERBS:
         raise UserError(
             f"use: pal-dist launch [--nodes N ...] -- train [settings of train] (or {', '.join(VERBS[1:])})"
         )
-    values: dict[str, str] = {}
-    while own:
-        word = own.pop(0)
-        name, given, value = word.removeprefix("--").partition("=")
+    options: dict[str, str] = {}
+    while before:
+        word = before.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
         name = name.replace("-", "_")
         if name not in LAUNCH_OPTIONS or not word.startswith("--"):
-            known = ", ".join(f"--{each}" for each in LAUNCH_OPTIONS)
+            names = ", ".join(f"--{each}" for each in LAUNCH_OPTIONS)
             raise UserError(
-                f"unknown setting {word} of launch: known are {known}; what the verb takes goes after `-- {rest[0]}`"
+                f"unknown setting {word} of launch: known are {names}; what the verb takes goes after `-- {command[0]}`"
             )
         if name == "dry_run":
-            values[name] = value or "true"
-        elif not given and not own:
+            options[name] = value or "true"
+        elif not equals and not before:
             raise UserError(f"{word} needs a value")
         else:
-            values[name] = value if given else own.pop(0)
-    return _checked(values, rest, environment)
+            options[name] = value if equals else before.pop(0)
+    return _request(options, command, environment)
 
 
-def _checked(values: dict[str, str], rest: list[str], environment: Mapping[str, str]) -> Launch:
+def _request(options: Mapping[str, str], command: list[str], environment: Mapping[str, str]) -> LaunchRequest:
+    """Raises UserError for a value that an option does not take, and for options that do not go together."""
     for name in ("nodes", "gpus_per_node", "processes"):
-        if name in values and (not values[name].isdigit() or (name != "gpus_per_node" and values[name] == "0")):
-            raise UserError(f"--{name} takes a whole number; found {values[name]!r}")
-    on = values.get("on", "slurm" if shutil.which("sbatch") else "local")
+        if name in options and (not options[name].isdigit() or (name != "gpus_per_node" and options[name] == "0")):
+            raise UserError(f"--{name} takes a whole number; found {options[name]!r}")
+    on = options.get("on", "slurm" if shutil.which("sbatch") else "local")
     if on not in PLACES:
         raise UserError(f"--on is one of {', '.join(PLACES)}; found {on!r}")
-    nodes = int(values.get("nodes", "1"))
+    nodes = int(options.get("nodes", "1"))
     if on == "local" and nodes > 1:
         raise UserError(f"--nodes {nodes} on this one machine: name the scheduler, --on slurm, kubernetes or skypilot")
-    gpus = int(values["gpus_per_node"]) if "gpus_per_node" in values else None if on == "local" else 1
-    if on == "skypilot" and gpus and "gpu" not in values:
+    gpus = int(options["gpus_per_node"]) if "gpus_per_node" in options else None if on == "local" else 1
+    if on == "skypilot" and gpus and "gpu" not in options:
         raise UserError("--on skypilot needs --gpu KIND, the GPU to rent")
-    strategy = values.get("strategy", "ddp")
+    strategy = options.get("strategy", "ddp")
     read_strategy(strategy)
-    return Launch(
-        on, rest[0], rest[1:], nodes, gpus, int(values["processes"]) if "processes" in values else None, strategy,
-        values.get("gpu"), values.get("plan", "auto") != "off", shlex.split(values.get("extra", "")),
-        values.get("name", "pal-dist"), values.get("image"), values.get("claim"),
-        values.get("dry_run", "false").lower() == "true", environment,
-    )  # fmt: skip
+    return LaunchRequest(
+        on,
+        verb=command[0],
+        settings=command[1:],
+        nodes=nodes,
+        gpus_per_node=gpus,
+        processes=int(options["processes"]) if "processes" in options else None,
+        strategy=strategy,
+        gpu=options.get("gpu"),
+        plan=options.get("plan", "auto") != "off",
+        extra=shlex.split(options.get("extra", "")),
+        name=options.get("name", "pal-dist"),
+        image=options.get("image"),
+        claim=options.get("claim"),
+        dry_run=options.get("dry_run", "false").lower() == "true",
+        environment=environment,
+    )
 
 
-def fits(launch: Launch, cache_dir: Path) -> None:
-    """Raises DoesNotFitError, with the plan, before anything is submitted. Says why where it cannot be known."""
-    if launch.verb != "train" or not launch.plan or launch.on == "local":  # local runs plan for the device they see
+def check_fits(request: LaunchRequest, cache_dir: Path) -> None:
+    """Raises DoesNotFitError, with the plan, before anything is submitted. Says why where it cannot be known.
+
+    Args:
+        cache_dir: where tokenised corpora are kept unless the settings say otherwise.
+    """
+    if request.verb != "train" or not request.plan or request.on == "local":  # local runs plan for the device they see
         return
-    if launch.gpus_per_node == 0:
+    if request.gpus_per_node == 0:
         say("memory: on processors it is planned on the nodes themselves, before the first step")
         return
-    if launch.gpu is None:
+    if request.gpu is None:
         raise UserError(
             "which GPU have the nodes? Name its kind, --gpu t4, and it is said now whether the run fits (--plan off: "
             "submit without)"
         )
-    flags = {**_pairs(launch.settings), "strategy": launch.strategy}
-    run, origins = from_command_line(flags)
-    if launch.on != "slurm":
+    run, origins = from_command_line({**_flags(request.settings), "strategy": request.strategy})
+    if request.on != "slurm":
         origins = {**origins, "data_dir": "default"}  # the data is where the job will run
-    from pal_dist.commands.plan import ask  # PyTorch, which only planning needs
+    from pal_dist.commands.plan import plan_from_flags  # PyTorch, which only planning needs
+    from pal_dist.commands.plan_text import plan_text
 
-    asked = {"gpu": launch.gpu, "gpus": str(launch.gpus_per_node or 1), "nodes": str(launch.nodes)}
-    found = ask(run, origins, asked, cache_dir=cache_dir)
-    if not found.planned.fits:
-        raise DoesNotFitError(f"not submitted.\n{found.text()}")
-    say("\n".join(found.text().split("\n\n")[:2]))
+    machine = {"gpu": request.gpu, "gpus": str(request.gpus_per_node or 1), "nodes": str(request.nodes)}
+    report = plan_from_flags(run, origins, machine, cache_dir=cache_dir)
+    text = plan_text(report)
+    if not report.fits:
+        raise DoesNotFitError(f"not submitted.\n{text}")
+    say("\n".join(text.split("\n\n")[:2]))
 
 
-def _pairs(words: Sequence[str]) -> dict[str, str]:
+def _flags(words: Sequence[str]) -> dict[str, str]:
     """`--name value` and `--name=value` as typed. Raises UserError."""
-    left, found = list(words), {}
+    left, flags = list(words), {}
     while left:
         word = left.pop(0)
-        name, given, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or (not given and not left):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or (not equals and not left):
             raise UserError(f"expected settings as --name value; found {word}")
-        found[name] = value if given else left.pop(0)
-    return found
+        flags[name] = value if equals else left.pop(0)
+    return flags
 
 
-def command_of(launch: Launch) -> list[str]:
+def command_of(request: LaunchRequest) -> list[str]:
     """What starts it: one of the scripts, or the scheduler's own command with one."""
-    if launch.on == "local":
-        return ["bash", str(launch.scripts / SCRIPTS["local"]), *launch.own]
-    if launch.on == "slurm":
-        return [
-            "sbatch", f"--nodes={launch.nodes}", f"--gpus-per-node={launch.gpus_per_node}", *launch.extra,
-            str(launch.scripts / SCRIPTS["slurm"]), *launch.own,
-        ]  # fmt: skip
-    if launch.on == "kubernetes":
-        return ["kubectl", "apply", *launch.extra, "--filename", "-"]
-    return ["sky", "jobs", "launch", "--yes", "--name", launch.name, *launch.extra]
+    if request.on == "local":
+        return ["bash", str(request.scripts / SCRIPTS["local"]), *request.script_arguments]
+    if request.on == "slurm":
+        size = [f"--nodes={request.nodes}", f"--gpus-per-node={request.gpus_per_node}"]
+        return ["sbatch", *size, *request.extra, str(request.scripts / SCRIPTS["slurm"]), *request.script_arguments]
+    if request.on == "kubernetes":
+        return ["kubectl", "apply", *request.extra, "--filename", "-"]
+    return ["sky", "jobs", "launch", "--yes", "--name", request.name, *request.extra]
 
 
-def manifest_of(launch: Launch) -> str:
+def manifest_of(request: LaunchRequest) -> str:
     """The filled manifest of Kubernetes or SkyPilot; empty for the others."""
-    gpus, processes = launch.gpus_per_node or 0, launch.processes or launch.gpus_per_node or 1
-    if launch.on == "kubernetes":
-        text = (launch.scripts / "kubernetes" / "jobset.yaml").read_text(encoding="utf-8")
-        return jobset(text, name=launch.name, nodes=launch.nodes, gpus=gpus, processes=processes,
-                      strategy=launch.strategy, verb=launch.verb, arguments=launch.settings, image=launch.image,
-                      claim=launch.claim)  # fmt: skip
-    if launch.on == "skypilot":
-        text = (launch.scripts / "skypilot.yaml").read_text(encoding="utf-8")
-        return skypilot(text, nodes=launch.nodes, gpu=launch.gpu or "", gpus=gpus, processes=processes,
-                        strategy=launch.strategy, verb=launch.verb, arguments=launch.settings)  # fmt: skip
+    gpus, processes = request.gpus_per_node or 0, request.processes or request.gpus_per_node or 1
+    if request.on == "kubernetes":
+        return jobset(
+            (request.scripts / "kubernetes" / "jobset.yaml").read_text(encoding="utf-8"),
+            name=request.name,
+            nodes=request.nodes,
+            gpus=gpus,
+            processes=processes,
+            strategy=request.strategy,
+            verb=request.verb,
+            arguments=request.settings,
+            image=request.image,
+            claim=request.claim,
+        )
+    if request.on == "skypilot":
+        return skypilot(
+            (request.scripts / "skypilot.yaml").read_text(encoding="utf-8"),
+            nodes=request.nodes,
+            gpu=request.gpu or "",
+            gpus=gpus,
+            processes=processes,
+            strategy=request.strategy,
+            verb=request.verb,
+            arguments=request.settings,
+        )
     return ""
 
 
-def preview(launch: Launch) -> str:
-    """What would be submitted, and what each node would run."""
-    command, manifest = command_of(launch), manifest_of(launch)
+def preview(request: LaunchRequest) -> str:
+    """What would be submitted, and what each node would run. Raises UserError for what the script does not accept."""
+    command, manifest = command_of(request), manifest_of(request)
     if manifest:
         return f"{shlex.join(command)}\n\n{manifest.rstrip()}"
-    script = command[command.index(str(launch.scripts / SCRIPTS[launch.on])) :]
-    told = {}
-    if launch.on == "slurm":
-        told = {"SLURM_JOB_NUM_NODES": str(launch.nodes), "SLURM_GPUS_ON_NODE": str(launch.gpus_per_node)}
-    outside = {name: value for name, value in launch.environment.items() if not name.startswith("SLURM_")}
-    ended = subprocess.run(["bash", *script, "--dry-run"], capture_output=True, text=True, env={**outside, **told})
+    script = command[command.index(str(request.scripts / SCRIPTS[request.on])) :]
+    environment = {name: value for name, value in request.environment.items() if not name.startswith("SLURM_")}
+    if request.on == "slurm":  # as Slurm tells a job's first node
+        environment["SLURM_JOB_NUM_NODES"] = str(request.nodes)
+        environment["SLURM_GPUS_ON_NODE"] = str(request.gpus_per_node)
+    ended = subprocess.run(["bash", *script, "--dry-run"], capture_output=True, text=True, env=environment)
     if ended.returncode:
         raise UserError(ended.stderr.strip().removeprefix("launch: "))
     return f"{shlex.join(command)}\n\n{ended.stdout.rstrip()}"
 
 
-def start(launch: Launch) -> tuple[int, str]:
-    """Submit it, or run it here: (exit code, what the person should know)."""
-    command, manifest = command_of(launch), manifest_of(launch)
-    tool = TOOLS[launch.on]
+def start(request: LaunchRequest) -> tuple[int, str]:
+    """Submit it, or run it here: (exit code, what the person should know). Raises UserError without the tool for it."""
+    command, manifest = command_of(request), manifest_of(request)
+    tool = TOOLS[request.on]
     if shutil.which(tool) is None:
-        raise UserError(f"--on {launch.on}: there is no `{tool}` here; --dry_run shows what would be submitted")
-    environment = dict(launch.environment)
-    if launch.on == "local":
+        raise UserError(f"--on {request.on}: there is no `{tool}` here; --dry_run shows what would be submitted")
+    environment = dict(request.environment)
+    if request.on == "local":
         return subprocess.run(command, env=environment).returncode, ""
-    if launch.on == "skypilot":
+    if request.on == "skypilot":
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
             file.write(manifest)
         command.append(file.name)
     ended = subprocess.run(command, input=manifest or None, text=True, env=environment, stdout=subprocess.PIPE)
-    said = ended.stdout.strip()
-    if launch.on == "slurm" and ended.returncode == 0:
-        job = said.split()[-1]
-        settings = list(launch.settings)
+    text = ended.stdout.strip()
+    if request.on == "slurm" and ended.returncode == 0:
+        job = text.split()[-1]
+        settings = list(request.settings)
         folder = settings[settings.index("--output_dir") + 1] if "--output_dir" in settings else f"runs/{job}"
-        said += f"\noutput   pal_dist-{job}.out\nwatch    pal-dist status {folder}\nend it   scancel {job}"
-    return ended.returncode, said
+        text += f"\noutput   pal_dist-{job}.out\nwatch    pal-dist status {folder}\nend it   scancel {job}"
+    return ended.returncode, text

@@ -39,9 +39,8 @@ def _encoder_width(model: str) -> int | None:
 def recipes_text(name: str | None) -> str:
     """What every recipe, or the one named, is about; of one alone its settings too. Raises UserError."""
     blocks = []
-    for each in [name] if name else recipe_names():
-        recipe = read_recipe(each)
-        lines = [each]
+    for recipe in map(read_recipe, [name] if name else recipe_names()):
+        lines = [recipe.name]
         for field, value in vars(recipe.about).items():
             texts = value if isinstance(value, tuple) else (value,)
             for text in texts:

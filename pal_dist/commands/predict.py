@@ -1,109 +1,96 @@
-"""What a saved model is asked: scores of a split, prediction files, one text."""
+"""The verb `predict`: prediction files of a split, or the prediction for one text."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pal_dist.commands.saved_model import load_split, model_from_flags, predict_split, task_of
 from pal_dist.core.atomic_io import write_text
-from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.data.batch import batch_of_texts
-from pal_dist.data.token_cache import Corpus
-from pal_dist.tasks.registry import Task
-from pal_dist.training.evaluate import course_lines, json_records, predict
-from pal_dist.training.inputs import load_corpora
+from pal_dist.training.evaluate import course_lines, json_records
 from pal_dist.training.saved_model import SavedModel
 
-
-def _chosen(opened: SavedModel, names: list[str] | None) -> tuple[Task, ...]:
-    unknown = [name for name in names or () if name not in opened.tasks]
-    if unknown:
-        raise UserError(f"this model has no task `{unknown[0]}`; it has {', '.join(opened.tasks)}")
-    return tuple(opened.tasks[name] for name in names or opened.tasks)
+OWN_FLAGS = ("tasks", "task", "text", "text_b", "split", "predictions_dir")
 
 
-def score_split(opened: SavedModel, names: list[str] | None, split: str) -> dict[str, dict[str, float]]:
-    """{task: {metric: value}} of a whole split."""
-    tasks = _chosen(opened, names)
-    corpora = _corpora(opened, tasks, split, asked=names is not None, labelled=True)
-    return {task.name: _predict(opened, task, corpora[task.name]).metrics() for task in tasks if task.name in corpora}
+def predict(name: str | None, flags: Mapping[str, str], *, cache_dir: Path) -> list[str]:
+    """What to print: the paths of the files written, or the prediction for one text as a line of JSON.
+
+    Args:
+        name: folder of a run or of a saved model.
+        flags: OWN_FLAGS and what `model_from_flags` takes, as typed.
+        cache_dir: where tokenised corpora are kept unless the settings say otherwise.
+
+    Raises UserError. Every rank must call it; all but the first have nothing to print.
+    """
+    if "text" in flags and "task" not in flags:
+        raise UserError('predict --text "..." needs --task NAME, the task to ask')
+    if "text_b" in flags and "text" not in flags:
+        raise UserError("predict --text_b is the second text of a pair: give the first as --text")
+    of_model = {setting: value for setting, value in flags.items() if setting not in OWN_FLAGS}
+    saved_model = model_from_flags(name, of_model, cache_dir=cache_dir)
+    if "text" in flags:
+        lines = [json.dumps(predict_text(saved_model, flags["task"], flags["text"], flags.get("text_b")))]
+    else:
+        folder = Path(flags.get("predictions_dir") or saved_model.folder / "predictions")
+        tasks, split = flags.get("task", flags.get("tasks")), flags.get("split", "test")
+        names = None if tasks is None else tasks.split(",")
+        lines = [str(path) for path in write_predictions(saved_model, names, split, folder)]
+    saved_model.engine.close()
+    return lines if saved_model.engine.is_main else []
 
 
-def write_predictions(opened: SavedModel, names: list[str] | None, split: str, folder: Path) -> list[Path]:
-    """Two files a task, in the order of the input: the course's format and jsonl. Labels are not read."""
-    tasks = _chosen(opened, names)
-    corpora = _corpora(opened, tasks, split, asked=names is not None, labelled=False)
-    written = []
-    for task in tasks:
-        if task.name not in corpora:
-            continue
-        found = _predict(opened, task, corpora[task.name])
-        if opened.engine.is_main:
+def write_predictions(saved_model: SavedModel, names: Sequence[str] | None, split: str, folder: Path) -> list[Path]:
+    """Two files for each of the named tasks, or for all that have the split: the course's format, and jsonl.
+
+    Lines are in the order of the input, whose labels are not read. Returns the paths of what this rank has written: all
+    of them or, of every rank but the first, none. Raises UserError.
+    """
+    paths: list[Path] = []
+    for name, corpus in load_split(saved_model, names, split, labelled=False).items():
+        predictions = predict_split(saved_model, saved_model.tasks[name], corpus)
+        if saved_model.engine.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            course, records = folder / f"{task.name}-{split}-output.csv", folder / f"{task.name}-{split}.jsonl"
-            write_text(course, "\n".join(course_lines(found)) + "\n")
-            write_text(records, "".join(json.dumps(record) + "\n" for record in json_records(found)))
-            written += [course, records]
-    return written
+            course, records = folder / f"{name}-{split}-output.csv", folder / f"{name}-{split}.jsonl"
+            write_text(course, "\n".join(course_lines(predictions)) + "\n")
+            write_text(records, "".join(json.dumps(record) + "\n" for record in json_records(predictions)))
+            paths += [course, records]
+    return paths
 
 
 @torch.inference_mode()
-def answer(opened: SavedModel, name: str, text: str, text_b: str | None) -> dict[str, Any]:
-    """The prediction for one text or pair, with probabilities where the task has classes."""
-    (task,) = _chosen(opened, [name])
+def predict_text(saved_model: SavedModel, name: str, text: str, text_b: str | None) -> dict[str, Any]:
+    """The prediction of task `name` for one text or pair, with probabilities where the task has classes.
+
+    Raises UserError for a task that the model lacks, one text where it reads pairs (or the other way round), and texts
+    that are empty or too long.
+    """
+    task = task_of(saved_model, name)
+    limits = saved_model.config.data
     if (task.text_b is None) != (text_b is None):
         raise UserError(f"task `{name}` reads {'one text: drop' if task.text_b is None else 'a pair: give'} --text_b")
-    for one in (text, text_b):
-        if one is not None and not one.strip():
+    for each in (text, text_b):
+        if each is not None and not each.strip():
             raise UserError("--text is empty: nothing to predict from")
-        if one is not None and len(one) > opened.config.data.max_characters:
+        if each is not None and len(each) > limits.max_characters:
             raise UserError(
-                f"the text has {len(one):,} characters, more than --max_characters {opened.config.data.max_characters:,}; "
-                f"only its first {opened.config.data.max_length} word pieces would be read"
+                f"the text has {len(each):,} characters, more than --max_characters {limits.max_characters:,}; only "
+                f"its first {limits.max_length} word pieces would be read"
             )
-    opened.model.eval()
+    saved_model.model.eval()
     texts: list[tuple[str, str | None]] = [(text.strip(), text_b.strip() if text_b else None)]
-    batch = batch_of_texts(name, texts, opened.tokenizer, max_length=opened.config.data.max_length)
-    logits = opened.engine.forward(opened.engine.to_device(batch)).cpu()
+    batch = batch_of_texts(name, texts, saved_model.tokenizer, max_length=limits.max_length)
+    logits = saved_model.engine.forward(saved_model.engine.to_device(batch)).cpu()
     value = task.objective.predict(logits.numpy())[0].item()
-    found: dict[str, Any] = {"task": name, "prediction": task.objective.format_prediction(value)}
+    record: dict[str, Any] = {"task": name, "prediction": task.objective.format_prediction(value)}
     if task.objective.outputs > 1:
-        found["probabilities"] = [round(share, 4) for share in logits.softmax(-1)[0].tolist()]
+        record["probabilities"] = [round(share, 4) for share in logits.softmax(-1)[0].tolist()]
     elif task.objective.class_count:
-        found["probability"] = round(logits.sigmoid().item(), 4)
-    return found
-
-
-def _predict(opened: SavedModel, task: Task, corpus: Any) -> Any:
-    padding_id = opened.model.config.pad_token_id or 0
-    return predict(
-        opened.engine,
-        task,
-        corpus,
-        budget=opened.config.memory.token_budget,
-        padding_id=padding_id,
-    )
-
-
-def _corpora(
-    opened: SavedModel, tasks: tuple[Task, ...], split: str, *, asked: bool, labelled: bool
-) -> dict[str, Corpus]:
-    """The split of these tasks; those whose file is missing are told and left out, unless asked for by name."""
-    here: list[Task] = []
-    for task in tasks:
-        file = task.file(split)
-        if asked or (file and (opened.paths.data_dir / file).is_file()):
-            here.append(task)
-        elif opened.engine.is_main:
-            say(f"warning: {task.name} is left out: " + (f"no file {file}" if file else f"it has no `{split}` file"))
-    if not here:
-        raise UserError(f"none of the tasks has a `{split}` file in {opened.paths.data_dir}")
-    corpora = load_corpora(opened.config, tuple(here), split, opened.paths, opened.tokenizer, labelled=labelled)
-    for corpus in corpora.values():
-        for line in corpus.report.lines():
-            say(f"warning: {line}")
-    return corpora
+        record["probability"] = round(logits.sigmoid().item(), 4)
+    return record

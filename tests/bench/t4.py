@@ -9,11 +9,10 @@ import argparse
 from itertools import product
 
 from pal_dist.cli import default_cache
-from pal_dist.commands.plan import ask
+from pal_dist.commands.plan import plan_from_flags
 from pal_dist.config.resolve import resolve
 from pal_dist.core.console import table
-
-GIBIBYTE = 1 << 30
+from pal_dist.core.units import GIBIBYTE
 
 
 def main() -> None:
@@ -28,10 +27,11 @@ def main() -> None:
         whole = {"tokens_per_micro_batch": batch * length}
         needed = []
         for options in ({"attention": "eager", "task_graphs": "3"}, {"attention": "eager"}):
-            found = ask(*resolve({**flags, **paper, **whole}), {"gpu": given.gpu, **options}, cache_dir=default_cache())
-            shown = f"{found.planned.plan.needed / GIBIBYTE:.1f}"
-            needed.append(shown if found.planned.fits else f"**{shown}**")
-        ours = ask(*resolve(flags), {"gpu": given.gpu}, cache_dir=default_cache()).planned.plan
+            settings = resolve({**flags, **paper, **whole})
+            report = plan_from_flags(*settings, {"gpu": given.gpu, **options}, cache_dir=default_cache())
+            size = f"{report.planned.plan.needed / GIBIBYTE:.1f}"
+            needed.append(size if report.fits else f"**{size}**")
+        ours = plan_from_flags(*resolve(flags), {"gpu": given.gpu}, cache_dir=default_cache()).planned.plan
         options = f"{ours.options.precision}, {ours.tokens:,} tokens" + (
             f", every {ours.options.checkpoint_layers} layers" if ours.options.checkpoint_layers else ""
         )

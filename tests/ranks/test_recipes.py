@@ -17,8 +17,8 @@ import yaml
 from safetensors.torch import load_file
 
 from pal_dist.cli import main
-from pal_dist.commands.launch import fits, read_launch
-from pal_dist.commands.plan import Question, answer
+from pal_dist.commands.launch import check_fits, read_launch
+from pal_dist.commands.plan import PlanRequest, make_plan
 from pal_dist.commands.train import train
 from pal_dist.config.recipes import read_recipe, recipe_names
 from pal_dist.config.resolve import coerce, resolve, settings
@@ -36,7 +36,7 @@ from tests.ranks.test_run import train_and_read
 from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
 
-FOLDER = ROOT / "pal_dist" / "recipes"
+FOLDER = ROOT / "pal_dist" / "config" / "recipes"
 EXPECTED = {
     "sst_pretrain", "sst_finetune", "cfimdb_pretrain", "cfimdb_finetune", "multitask_baseline", "pal_finetune",
     "pal_progressive", "small_batch_finetune", "individual_pretrain", "joint_finetune", "bert_multitask_learning",
@@ -76,9 +76,9 @@ def test_it_is_read_and_says_what_to_expect(name: str) -> None:
 def test_it_fits_a_t4(name: str) -> None:
     """By the closed form, with every example as long as it may be; test_closed_form.py holds that to the trace."""
     flags = {"model": "bert-base-uncased"} if name == "joint_finetune" else {}
-    found = answer(Question(*resolve(flags, recipe=name), gpu="t4"), certify=False).planned
-    assert found.fits
-    assert found.plan.options.optimizer == "adamw"
+    planned = make_plan(PlanRequest(*resolve(flags, recipe=name), gpu="t4"), certify=False).planned
+    assert planned.fits
+    assert planned.plan.options.optimizer == "adamw"
 
 
 def _rows(task: Task, count: int) -> str:
@@ -184,7 +184,7 @@ class TestPrecedence:
     def test_launch_plans_the_recipe(self, cache_dir: Path) -> None:
         words = ["--on", "kubernetes", "--gpu", "t4", "--", "train", "--recipe"]
         with pytest.raises(UserError, match="did you mean `sst_finetune`"):
-            fits(read_launch([*words, "sst_finetun"], {}), cache_dir)
+            check_fits(read_launch([*words, "sst_finetun"], {}), cache_dir)
 
 
 @pytest.mark.parametrize(

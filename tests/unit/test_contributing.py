@@ -91,7 +91,7 @@ def test_a_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     monkeypatch.setitem(sys.modules, module.__name__, module)
     names = dict(vars(cli))
     exec(example("pal_dist/cli.py"), names)
-    monkeypatch.setitem(cli.VERBS, "adapters", names["adapters"])
+    monkeypatch.setitem(cli.VERBS, "adapters", cli.Verb(names["adapters"]))
     cli.main(["adapters"])
     assert "pal_dist.models.adapters.lora" in capsys.readouterr().out
     cli.main(["--help"])
