@@ -16,22 +16,6 @@ from pal_dist.training.trainer import Trainer
 from tests.support.ranks import run_ranks
 
 
-def test_halved_and_doubled() -> None:
-    scale = LossScale(1024.0, patience=3)
-    gradients = [torch.full((2,), 2048.0), torch.ones(1)]
-    assert not scale.unscale(gradients)
-    assert gradients[0].tolist() == [2.0, 2.0]
-    assert scale.unscale([torch.tensor([float("inf")]), torch.ones(1)])
-    scale.update(True)
-    assert scale.scale == 512.0
-    for _ in range(3):
-        scale.update(False)
-    assert scale.scale == 1024.0
-    other = LossScale()
-    other.load_state_dict(scale.state_dict())
-    assert other.state_dict() == scale.state_dict()
-
-
 def train(run: RunConfig, cache_dir: Path, scale: float, overflow_at: int = -1) -> Any:
     trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     engine = trainer.engine

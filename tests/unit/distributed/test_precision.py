@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from pal_dist.core.errors import UserError
-from pal_dist.distributed.precision import choose_precision
+from pal_dist.distributed.precision import LossScale, choose_precision
 
 
 @pytest.mark.parametrize(
@@ -20,3 +21,19 @@ def test_precision_by_capability(asked: str, capability: tuple[int, int] | None,
             choose_precision(asked, capability)
     else:
         assert choose_precision(asked, capability).name == chosen
+
+
+def test_halved_and_doubled() -> None:
+    scale = LossScale(1024.0, patience=3)
+    gradients = [torch.full((2,), 2048.0), torch.ones(1)]
+    assert not scale.unscale(gradients)
+    assert gradients[0].tolist() == [2.0, 2.0]
+    assert scale.unscale([torch.tensor([float("inf")]), torch.ones(1)])
+    scale.update(True)
+    assert scale.scale == 512.0
+    for _ in range(3):
+        scale.update(False)
+    assert scale.scale == 1024.0
+    other = LossScale()
+    other.load_state_dict(scale.state_dict())
+    assert other.state_dict() == scale.state_dict()
