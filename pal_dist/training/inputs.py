@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pal_dist.config.resolve import names_where
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
 from pal_dist.data.readers import require_file
@@ -94,6 +95,7 @@ def load_corpora(
     having = [task for task in tasks if task.file(split) is not None or not optional]
     for task in having:  # all of them, before the first is tokenised
         require_file(paths.data_dir / (task.file(split) or split), task)
+    reading: dict[str, Any] = {name: getattr(config.data, name) for name in names_where(makes_corpus=True)}
     return {
         task.name: load_corpus(
             task,
@@ -101,11 +103,9 @@ def load_corpora(
             data_dir=paths.data_dir,
             cache_dir=paths.cache_dir,
             tokenizer=tokenizer,
-            max_length=config.data.max_length,
-            max_characters=config.data.max_characters,
-            bad_rows=config.data.bad_rows,
             labelled=labelled,
             progress=progress,
+            **reading,
         )
         for task in having
     }

@@ -63,27 +63,6 @@ def test_all_problems_at_once_with_the_nearest_name() -> None:
     assert "--seed" in text
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        ({"dropout": "1"}, "probability"),
-        ({"warmup": "3"}, "share of all steps"),
-        ({"tokens_per_micro_batch": "64"}, "cannot hold one sequence"),
-        ({"evaluate_every": "often"}, "number of steps, `epoch` or `none`"),
-        ({"evaluate_every": "none", "patience": "1"}, "--patience counts evaluations"),
-        ({"batch_size": "0"}, "--batch_size is too small"),
-        ({"max_steps": "0"}, "--max_steps must be at least 1"),
-        ({"learning_rate": "-1"}, "must be above 0"),
-        ({"learning_rate": "nan"}, "must be above 0"),
-        ({"weight_decay": "-0.1"}, "must not be negative"),
-        ({"tasks": ""}, "name at least one task"),
-    ],
-)
-def test_rules_that_join_fields(flags: dict[str, str], says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        resolve(flags)
-
-
 def test_none_is_written_none() -> None:
     assert resolve({"max_steps": "none", "adapter_layers": "None"})[0].train.max_steps is None
 
