@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from pal_dist.core.units import GIBIBYTE
 from pal_dist.memory import find_device
 from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.planner import separate_task_gradients
@@ -27,10 +28,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--precision", default="fp16")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     config = config_of(768, 12, 12, "pal", 204, 12)
-    options, device = StepOptions(given.precision), find_device("t4")
-    batches = [batch_of(given.rows, given.length, task) for task in ("sst", "para", "sts")]
+    options, device = StepOptions(arguments.precision), find_device("t4")
+    batches = [batch_of(arguments.rows, arguments.length, task) for task in ("sst", "para", "sts")]
     ways = {
         "gradients summed": trace_of(config, options, device, batches, loss_of),
         "kept apart (pal-dist)": trace_of(
@@ -39,8 +40,8 @@ def main() -> None:
         "as often written": trace_of(config, options, device, [batches], naive_pcgrad),
     }
     least = next(iter(ways.values())).peak
-    for name, found in ways.items():
-        print(f"{name:24} {found.peak / 2**30:6.2f} GiB   x {found.peak / least:.2f}")
+    for name, step in ways.items():
+        print(f"{name:24} {step.peak / GIBIBYTE:6.2f} GiB   x {step.peak / least:.2f}")
 
 
 if __name__ == "__main__":

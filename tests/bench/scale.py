@@ -15,6 +15,7 @@ import numpy as np
 
 from pal_dist.cli import default_cache
 from pal_dist.config.resolve import resolve
+from pal_dist.core.units import round_up
 from pal_dist.data.batching import Schedule, assign_micro_batches, micro_batches
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.tokenizer import load_tokenizer
@@ -34,8 +35,8 @@ def main() -> None:
     options = parser.parse_args()
     run, _ = resolve({"data_dir": options.data_dir, "tasks": "sst,para,sts"})
     sources = locate_inputs(run, default_cache())
-    found = load_corpora(run, resolve_tasks(run.data.tasks), "train", sources, load_tokenizer(sources.model_dir))
-    corpora, draw = list(found.values()), np.random.default_rng(0)
+    of_tasks = load_corpora(run, resolve_tasks(run.data.tasks), "train", sources, load_tokenizer(sources.model_dir))
+    corpora, draw = list(of_tasks.values()), np.random.default_rng(0)
     lengths = [draw.choice(corpus.lengths, size).astype(np.int32) for corpus, size in zip(corpora, SIZES, strict=True)]
     print("ranks  most tokens / mean  useful  cutting, us per example of the step")
     for ranks in (1, 2, 8, 64, 512):
@@ -46,11 +47,11 @@ def main() -> None:
             for task, rows, by_rank in assign_micro_batches(
                 served, lengths, budget=options.budget, ranks=ranks, multiple=8
             ):
-                for rank, hand in enumerate(by_rank):
-                    if len(hand):
-                        taken = lengths[task][rows[hand]]
-                        tokens[rank] += len(hand) * -(-int(taken.max()) // 8) * 8
-                        text += int(taken.sum())
+                for rank, positions in enumerate(by_rank):
+                    if len(positions):
+                        piece = lengths[task][rows[positions]]
+                        tokens[rank] += len(positions) * round_up(int(piece.max()), 8)
+                        text += int(piece.sum())
             most.append(tokens.max() / tokens.mean())
             useful.append(text / tokens.sum())
             begun = time.perf_counter()

@@ -19,19 +19,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gpu", default="t4")
     parser.add_argument("--model", default="bert-base-uncased")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     rows = []
     for batch, length in product((8, 16, 32, 64, 128), (64, 128, 256, 512)):
-        flags = {"model": given.model, "batch_size": batch, "max_length": length}
+        flags = {"model": arguments.model, "batch_size": batch, "max_length": length}
         paper = {"precision": "fp32", "optimizer": "adamw", "checkpoint_layers": 0}
         whole = {"tokens_per_micro_batch": batch * length}
         needed = []
         for options in ({"attention": "eager", "task_graphs": "3"}, {"attention": "eager"}):
             settings = resolve({**flags, **paper, **whole})
-            report = plan_from_flags(*settings, {"gpu": given.gpu, **options}, cache_dir=default_cache())
+            report = plan_from_flags(*settings, {"gpu": arguments.gpu, **options}, cache_dir=default_cache())
             size = f"{report.planned.plan.needed / GIBIBYTE:.1f}"
             needed.append(size if report.fits else f"**{size}**")
-        ours = plan_from_flags(*resolve(flags), {"gpu": given.gpu}, cache_dir=default_cache()).planned.plan
+        ours = plan_from_flags(*resolve(flags), {"gpu": arguments.gpu}, cache_dir=default_cache()).planned.plan
         options = f"{ours.options.precision}, {ours.tokens:,} tokens" + (
             f", every {ours.options.checkpoint_layers} layers" if ours.options.checkpoint_layers else ""
         )

@@ -13,15 +13,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pal_dist.config.schema import RunConfig
+from pal_dist.core.units import round_up
 from pal_dist.data.batching import micro_batches
 from pal_dist.memory.closed_form import step_bytes
+from pal_dist.memory.devices import Device
 from pal_dist.memory.planner import search
 from pal_dist.memory.search import Machine, SearchSpace, Workload
-from tests.support.random_runs import NAMES, batch_of, random_run, shape, traced
+from tests.support.random_runs import NAMES, RandomRun, batch_of, random_run, shape, traced
 from tests.support.ranks import in_parallel
 
-RUN = RunConfig()
+EXAMPLES = 400
+"""Of each task."""
+MULTIPLE = 8
+"""Sequences are padded to a multiple of so many tokens."""
 
 
 class Outcome(NamedTuple):
@@ -38,39 +42,50 @@ def outcome(seed: int) -> Outcome:
     """
     chance = random.Random(seed)
     run = random_run(1000 + seed, layers=(2, 3, 4))
-    known = shape(run.config)
-    lengths = [np.clip(np.random.default_rng(seed + task).lognormal(3.3, 0.6, 400), 5, run.length).astype(np.int32)
-               for task in range(3)]  # fmt: skip
-    batch_size, longest = chance.choice([16, 32, 64, 128]), -(-max(int(found.max()) for found in lengths) // 8) * 8
-    work = Workload(known, batch_size, longest, float(np.mean(lengths)), 3, 3 * batch_size)
-    options = replace(run.options, checkpoint_layers=0)
-    all_at_once = step_bytes(known, options, batch_size, longest).peak
-    single = step_bytes(known, options, 1, longest).peak
-    usable = single * 1.12 + chance.uniform(0.05, 1.0) * (all_at_once - single)
-    card = replace(run.device, memory=0, taken=0)
-    card = replace(card, memory=int(usable) + card.context)
-    choices = SearchSpace((options.precision,), (options.attention,), optimizer=(options.optimizer,))
-    planned = search(work, Machine(card), choices, RUN, run.config, certify=False)
+    lengths = [
+        np.clip(np.random.default_rng(seed + task).lognormal(3.3, 0.6, EXAMPLES), 5, run.length).astype(np.int32)
+        for task in range(3)
+    ]
+    batch_size = chance.choice([16, 32, 64, 128])
+    longest = round_up(max(int(of_task.max()) for of_task in lengths), MULTIPLE)
+    work = Workload(shape(run.config), batch_size, longest, float(np.mean(lengths)), 3, 3 * batch_size)
+    card = _too_small(run, work, chance)
+    choices = SearchSpace((run.options.precision,), (run.options.attention,), optimizer=(run.options.optimizer,))
+    planned = search(work, Machine(card), choices, run.config, certify=False)
     assert planned is not None
     plan = planned.plan
-    served = [(task, np.arange(batch_size) + chance.randrange(400 - batch_size)) for task in range(3)]
+    served = [(task, np.arange(batch_size) + chance.randrange(EXAMPLES - batch_size)) for task in range(3)]
     for task, rows in served:  # the worst that a step can meet
         rows[:] = np.argsort(-lengths[task], kind="stable")[:batch_size]
-    tokens, least = plan.tokens, plan.micro_batch_cost
-    cut, wider = (micro_batches(served, lengths, budget=budget, rank=0, ranks=1, multiple=8, cost=least)
-                  for budget in (tokens, 2 * tokens))  # fmt: skip
+    as_planned, with_more_room = (
+        micro_batches(served, lengths, budget=budget, rank=0, ranks=1, multiple=MULTIPLE, cost=plan.micro_batch_cost)
+        for budget in (plan.tokens, 2 * plan.tokens)
+    )
     batches = [
-        batch_of(len(part.rows), -(-int(lengths[part.task][part.rows].max()) // 8) * 8, NAMES[part.task])
-        for part in cut
+        batch_of(len(part.rows), round_up(int(lengths[part.task][part.rows].max()), MULTIPLE), NAMES[part.task])
+        for part in as_planned
     ]
     # The largest micro-batches decide; the others only take time to trace.
     batches = sorted(batches, key=lambda batch: batch.input_ids_BL.numel())[-3:]
-    found = traced(run.config, plan.options, batches, card, limit=card.usable)
-    return Outcome(found.peak / card.usable, len(wider) < len(cut) or plan.options.checkpoint_layers > 0)
+    step = traced(run.config, plan.options, batches, card, limit=card.usable)
+    is_bottleneck = len(with_more_room) < len(as_planned) or plan.options.checkpoint_layers > 0
+    return Outcome(step.peak / card.usable, is_bottleneck)
+
+
+def _too_small(run: RandomRun, work: Workload, chance: random.Random) -> Device:
+    """The run's card with less memory than all examples at once take, and more than a single one takes."""
+    options = replace(run.options, checkpoint_layers=0)
+    all_at_once = step_bytes(work.shape, options, work.rows, work.longest).peak
+    single = step_bytes(work.shape, options, 1, work.longest).peak
+    usable = single * 1.12 + chance.uniform(0.05, 1.0) * (all_at_once - single)
+    card = replace(run.device, memory=0, taken=0)
+    return replace(card, memory=int(usable) + card.context)
 
 
 if __name__ == "__main__":
     outcomes = in_parallel(outcome, range(int(sys.argv[1])))
-    tight = [found.share for found in outcomes if found.bottleneck]
-    print(f"{len(outcomes)} runs, none over its limit; memory the bottleneck in {len(tight)}: the planned runs use "
-          f"{statistics.mean(tight):.1%} of the card on average, {min(tight):.1%} to {max(tight):.1%}")  # fmt: skip
+    shares = [each.share for each in outcomes if each.bottleneck]
+    print(
+        f"{len(outcomes)} runs, none over its limit; memory the bottleneck in {len(shares)}: the planned runs use "
+        f"{statistics.mean(shares):.1%} of the card on average, {min(shares):.1%} to {max(shares):.1%}"
+    )

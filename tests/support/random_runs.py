@@ -22,13 +22,26 @@ NAMES = ("sst", "para", "sts")
 KINDS = ["pal", "pal", *Adapter.registry]
 
 
-def config_of(hidden: int, layers: int, heads: int, adapter: str = "pal", width: int = 60, adapter_heads: int = 12,
-              **options: object) -> MultiTaskBertConfig:  # fmt: skip
+def config_of(
+    hidden: int,
+    layers: int,
+    heads: int,
+    adapter: str = "pal",
+    width: int = 60,
+    adapter_heads: int = 12,
+    **options: object,
+) -> MultiTaskBertConfig:
     return MultiTaskBertConfig(
-        tasks=[task_to_dict(TASKS[name]) for name in NAMES], adapter=adapter, adapter_hidden=width,
-        adapter_heads=adapter_heads, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=4 * hidden, **options,
-    )  # fmt: skip
+        tasks=[task_to_dict(TASKS[name]) for name in NAMES],
+        adapter=adapter,
+        adapter_hidden=width,
+        adapter_heads=adapter_heads,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        **options,
+    )
 
 
 def batch_of(rows: int, length: int, task: str = "para", *, masked: bool = True) -> Batch:
@@ -58,13 +71,25 @@ def shape(config: MultiTaskBertConfig) -> ModelShape:
         return shape_of(MultiTaskBert(config), config)
 
 
-def traced(config: MultiTaskBertConfig, options: StepOptions, batches: list[Batch], device: Device | None,
-           limit: int | None = None, replay: bool = False) -> Trace:  # fmt: skip
+def traced(
+    config: MultiTaskBertConfig,
+    options: StepOptions,
+    batches: list[Batch],
+    device: Device | None,
+    limit: int | None = None,
+    replay: bool = False,
+) -> Trace:
     return trace(
-        lambda: build(config, options.checkpoint_layers), batches, loss=loss_of, device=device,
-        precision=options.precision, attention=options.attention, limit=limit,
-        optimizer=lambda model: optimizer_of(model, options.optimizer), replay=replay,
-    )  # fmt: skip
+        lambda: build(config, options.checkpoint_layers),
+        batches,
+        loss=loss_of,
+        device=device,
+        precision=options.precision,
+        attention=options.attention,
+        limit=limit,
+        optimizer=lambda model: optimizer_of(model, options.optimizer),
+        replay=replay,
+    )
 
 
 @dataclass(frozen=True)
@@ -85,15 +110,23 @@ def random_run(seed: int, *, layers: tuple[int, ...] = (2, 3, 4, 6)) -> RandomRu
     depth, heads, kind = chance.choice(layers), hidden // chance.choice([32, 64]), chance.choice(KINDS)
     width = adapter_heads * chance.choice([8, 11, 16, 17])
     config = config_of(
-        hidden, depth, heads, kind, width if Adapter.registry[kind].has_heads else width // 4, adapter_heads,
-        pooling=chance.choice(["pooler", "first", "mean"]), hidden_dropout_prob=dropout,
+        hidden,
+        depth,
+        heads,
+        kind,
+        width if Adapter.registry[kind].has_heads else width // 4,
+        adapter_heads,
+        pooling=chance.choice(["pooler", "first", "mean"]),
+        hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-    )  # fmt: skip
+    )
     precision = chance.choice(["fp32", "fp16", "bf16"])
     options = StepOptions(
-        precision, chance.choice(["sdpa", "sdpa", "eager"]), chance.choice([0, 0, 1, 2, 3]),
-        chance.choice(["adamw", "adamw", "adamw_8bit", "paged_adamw_8bit"]),
-    )  # fmt: skip
+        precision,
+        attention=chance.choice(["sdpa", "sdpa", "eager"]),
+        checkpoint_layers=chance.choice([0, 0, 1, 2, 3]),
+        optimizer=chance.choice(["adamw", "adamw", "adamw_8bit", "paged_adamw_8bit"]),
+    )
     device = find_device("a100-40" if precision == "bf16" else chance.choice(["t4", "a100-40"]))
     length = chance.choice([16, 40, 64, 128, 200, 256, 512])
     rows = max(1, chance.choice([256, 1024, 4096, 8192, 16384]) // length)

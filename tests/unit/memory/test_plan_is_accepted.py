@@ -1,6 +1,6 @@
 """Law 7: what `plan` names, `train` accepts: for every strategy's yaml, every device, and runs that rule things out.
 
-Each plan is taken at its word: its flags are added to those of the question, read as `train` reads them, and put to the
+Each plan is taken at its word: its flags are added to those of the request, read as `train` reads them, and put to the
 checks that `train` makes before its first step. Plans are those of the closed form alone.
 """
 
@@ -17,7 +17,7 @@ import pytest
 import pal_dist.commands.plan
 import pal_dist.memory.planner
 import pal_dist.memory.search
-from pal_dist.commands.plan import Answer, Question, answer
+from pal_dist.commands.plan import PlanReport, PlanRequest, make_plan
 from pal_dist.config.resolve import resolve
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
@@ -91,14 +91,14 @@ def check_as_train_does(run: RunConfig, gpu: str) -> None:
     choose_precision(run.train.precision, None if gpu == "cpu" else DEVICES[gpu].capability)
 
 
-def named(reply: Answer) -> Iterator[tuple[str, Plan]]:
-    """Every plan that the answer names in words or JSON, with the words that lead to it."""
-    planned = reply.planned
+def named(report: PlanReport) -> Iterator[tuple[str, Plan]]:
+    """Every plan that the report names in words or JSON, with the words that lead to it."""
+    planned = report.planned
     yield "the plan" if planned.fits else "the least that was asked", planned.plan
     yield from alternatives(planned.plan)
-    if reply.would_fit is not None:
-        yield "the nearest that would fit", reply.would_fit.plan
-        for change, plan in alternatives(reply.would_fit.plan):
+    if report.would_fit is not None:
+        yield "the nearest that would fit", report.would_fit.plan
+        for change, plan in alternatives(report.would_fit.plan):
             yield f"the nearest that would fit, {change}", plan
     misfit = nearest_that_does_not_fit(planned.plans, planned.plan)
     if misfit is not None:
@@ -106,16 +106,16 @@ def named(reply: Answer) -> Iterator[tuple[str, Plan]]:
 
 
 def assert_all_accepted(flags: dict[str, Any], gpu: str, gpus: int, **options: Any) -> int:
-    """How many plans were named; 0: the question itself is refused, by `plan` in the words of `train`."""
+    """How many plans were named; 0: the request itself is refused, by `plan` in the words of `train`."""
     run, origins = resolve(flags)
-    question = Question(run, origins, gpu=gpu, gpus=gpus)
+    request = PlanRequest(run, origins, gpu=gpu, gpus=gpus)
     try:
         check_as_train_does(run, gpu)
     except UserError as refusal:
         with pytest.raises(UserError, match=re.escape(str(refusal))):
-            answer(question, certify=False, **options)
+            make_plan(request, certify=False, **options)
         return 0
-    plans = list(named(answer(question, certify=False, **options)))
+    plans = list(named(make_plan(request, certify=False, **options)))
     for words, plan in plans:
         added = re.findall(r"--(\w+) (\S+)", as_flags(plan))
         try:
