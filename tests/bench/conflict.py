@@ -3,8 +3,8 @@
     python tests/bench/conflict.py [--rows 32] [--length 128] [--precision fp16]
 
 One step of three tasks with PALs on fake tensors, a T4's kernels emulated (`pal_dist.memory.trace`). The naive way is
-that of tests/ranks/test_gradient_surgery.py: all graphs alive, a flat gradient of everything for each task, a projected
-copy of each.
+that of tests/support/naive_pcgrad.py: all graphs alive, a flat gradient of everything for each task, a projected copy
+of each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pal_dist.core.units import GIBIBYTE
 from pal_dist.memory import find_device
 from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.planner import separate_task_gradients
-from tests.ranks.test_gradient_surgery import naive_pcgrad, trace_of
+from tests.support.naive_pcgrad import naive_pcgrad, trace_of
 from tests.support.random_runs import batch_of, config_of, loss_of
 
 

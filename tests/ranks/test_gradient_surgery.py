@@ -12,7 +12,7 @@ import torch
 
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
-from pal_dist.memory import find_device, trace
+from pal_dist.memory import find_device
 from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.planner import separate_task_gradients, trace_plan, workload_of
 from pal_dist.memory.search import Machine, Plan
@@ -22,6 +22,7 @@ from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.setup import plan_steps
 from tests.support import laws
+from tests.support.naive_pcgrad import naive_pcgrad, trace_of
 from tests.support.plain_surgery import plain_gradvac, plain_pcgrad
 from tests.support.random_runs import batch_of, config_of, loss_of, shape
 from tests.support.ranks import run_ranks
@@ -198,57 +199,3 @@ class TestMemory:
         assert plan.estimate.peak / found.peak - 1 == pytest.approx(0.0, abs=0.05)
         without = Plan(replace(work, separate_gradients=False), plan.machine, plan.options, "single", tokens)
         assert plan.needed > without.needed + 2 * 4 * work.shape.shared
-
-
-def trace_of(config: Any, options: StepOptions, device: Any, batches: list[Any], loss: Any, after: Any = None) -> Any:
-    def model() -> torch.nn.Module:
-        built = MultiTaskBert(config)
-        return built if after is not None or loss is loss_of else AllTasks(built)
-
-    return trace(
-        model, batches, loss=loss, device=device, precision=options.precision, after=after,
-        optimizer=lambda model: torch.optim.AdamW(model.parameters(), fused=True),
-    )  # fmt: skip
-
-
-class AllTasks(torch.nn.Module):
-    def __init__(self, model: MultiTaskBert):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batches: list[Any]) -> list[torch.Tensor]:
-        return [self.model(batch) for batch in batches]
-
-
-def naive_pcgrad(outputs: list[torch.Tensor], batches: list[Any]) -> torch.Tensor:
-    """All tasks' graphs alive; a flat gradient of everything for each task, and a projected copy of each."""
-    losses = [loss_of(logits, batch) for logits, batch in zip(outputs, batches, strict=True)]
-    parameters = parameters_behind(losses)
-    flat = []
-    for loss in losses:
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-        flat.append(torch.cat([part.flatten() for part in parts]))
-    turned = [gradient.clone() for gradient in flat]
-    for gradient in turned:
-        for other in flat:
-            gradient -= (gradient @ other) / other.square().sum() * other
-    total = torch.stack(turned).sum(dim=0)
-    for parameter, piece in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = piece.view_as(parameter)
-    return torch.zeros((), requires_grad=True)
-
-
-def parameters_behind(losses: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The leaves of the losses' graphs."""
-    leaves: dict[int, torch.Tensor] = {}
-    waiting, seen = [loss.grad_fn for loss in losses], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves[id(node.variable)] = node.variable
-        waiting += [following for following, _ in node.next_functions]
-    return list(leaves.values())

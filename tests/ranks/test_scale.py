@@ -1,4 +1,4 @@
-"""Many GPUs on paper: laws of the scale model, and the schedule that 512 ranks would follow."""
+"""Many GPUs on paper: the schedule that 512 ranks would follow, and what `plan` says of them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,12 @@ import pytest
 from pal_dist.cli import main
 from pal_dist.data.batching import MicroBatch, Schedule, assign_micro_batches, micro_batches
 from pal_dist.data.sampling import Sampling
+from tests.support.lengths import lengths_like_text
 from tests.support.paths import README
-from tests.support.random_runs import config_of
-from tests.support.random_runs import shape as shape_of
-from tests.unit.data.test_batching import lengths_like_text
 
 RANKS = 512
-
-
 SIZES = (8_544, 283_003, 6_040)
 """Training examples of SST, Quora and STS in full."""
-
-
-SHAPE = shape_of(config_of(768, 12, 12, width=204))
 
 
 class TestSchedule:

@@ -7,15 +7,11 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from pal_dist.config.resolve import settings
 from pal_dist.data.batching import Schedule, evaluation_batches, micro_batches, pack_micro_batches, pass_order
 from pal_dist.data.sampling import Sampling
-
-
-def lengths_like_text(count: int, seed: int = 0) -> NDArray[np.int32]:
-    return np.clip(np.random.default_rng(seed).lognormal(3.2, 0.45, count), 4, 128).astype(np.int32)
+from tests.support.lengths import lengths_like_text
 
 
 @pytest.mark.parametrize(("count", "block"), [(1000, 32), (997, 32), (31, 32), (32, 32), (1, 8), (4000, 7)])

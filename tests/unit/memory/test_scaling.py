@@ -13,17 +13,11 @@ from pal_dist.memory.devices import find_device
 from pal_dist.memory.scaling import scaled, strong, weak
 from pal_dist.memory.search import Machine, Plan, Workload
 from pal_dist.memory.step_time import LINK_LATENCY, NETWORK_LATENCY, exchange_seconds
-from tests.support.random_runs import config_of
-from tests.support.random_runs import shape as shape_of
+from tests.support.random_runs import config_of, shape
 
 RANKS = 512
 
-
-SIZES = (8_544, 283_003, 6_040)
-"""Training examples of SST, Quora and STS in full."""
-
-
-SHAPE = shape_of(config_of(768, 12, 12, width=204))
+SHAPE = shape(config_of(768, 12, 12, width=204))
 
 
 def plan(gpus: int = 8, nodes: int = 64, kind: str = "a100-40", strategy: str = "ddp", **changes: Any) -> Plan:
