@@ -18,7 +18,7 @@ if [ ! -x .venv/bin/pal-dist ]; then
   say "installing into .venv (PyTorch is large: one to several minutes)"
   "${PYTHON:-python3}" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check '.[offline]'
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check '.[offline,compare]'
 fi
 
 say "training three tasks at once on the built-in synthetic corpus"

@@ -12,6 +12,7 @@ from torch import Tensor
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.atomic_io import write_json
 from pal_dist.core.console import say, table
+from pal_dist.core.extras import cure, has_library
 from pal_dist.core.units import gib
 from pal_dist.data.batching import MicroBatch
 from pal_dist.memory.devices import device_at_hand
@@ -61,7 +62,7 @@ def check_memory(
         if force_tokens is not None:
             budget = run.state.tokens_per_micro_batch
             run.state.tokens_per_micro_batch = max(force_tokens, config.data.max_length)
-            run.report.lines(f"forced: micro-batches of {force_tokens:,} tokens, planned were {budget:,}")
+            run.report.say(f"forced: micro-batches of {force_tokens:,} tokens, planned were {budget:,}")
         on_gpu = run.engine.device.type == "cuda"
         measured, measured_trace, files = (_measure_on_gpu if on_gpu else _measure_on_cpu)(run)
         low, high = (-0.10, GPU_MARGIN) if on_gpu else (-CPU_MARGIN, CPU_MARGIN)
@@ -158,13 +159,13 @@ def _measure_on_gpu(run: Run) -> tuple[int, Trace | None, list[Path]]:
 
 
 def _write(run: Run, measured_trace: Trace, planned: Trace, measured: int) -> Iterator[Path]:
-    from PIL import Image
-
-    title = f"memory of one step: {run.config.model.model}, worst batch of each task"
-    picture = plot_memory(measured_trace.timeline, title)
-    Image.fromarray(picture).save(run.folder / "memory.png")
-    yield run.folder / "memory.png"
-    run.report.picture("memory/step", picture)
+    if has_library("matplotlib"):
+        file = run.folder / "memory.png"
+        title = f"memory of one step: {run.config.model.model}, worst batch of each task"
+        run.report.add_image("memory/step", plot_memory(measured_trace.timeline, title, file))
+        yield file
+    else:
+        say(f"memory.png: not drawn, it needs matplotlib: {cure('compare')}")
     record = {
         "measured_peak": measured,
         "planned_peak": planned.peak,

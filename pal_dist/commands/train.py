@@ -19,13 +19,13 @@ def train(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dic
     run = set_up(config, origins, cache_dir=cache_dir)
     trainer = Trainer(run)
     try:
-        with trainer.preemption, run.report.recorded():
+        with trainer.preemption, run.report.record_outcome():
             trainer.fit()
             results = collect_results(run)
             if run.engine.is_main:
                 write_json(run.folder / run_files.RESULTS, results)
-                run.report.state("finished", run.state.step)
-                run.report.lines("", *end_lines(results, run))
+                run.report.set_state("finished", run.state.step)
+                run.report.say("", *end_lines(results, run))
         run.close()
     except StoppedError:  # all ranks have agreed on it: none of them is lost to the others
         run.engine.close()

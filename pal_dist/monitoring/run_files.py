@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,24 @@ def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
                 yield _as_today(entry)
 
 
+def read_results(folder: Path) -> dict[str, Any]:
+    """A finished run's `results.json`; one that version 0.1.0 wrote comes out as today's.
+
+    Raises OSError and ValueError as reading and parsing do.
+    """
+    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return _as_today(dict(results))
+
+
 def _as_today(entry: dict[str, Any]) -> dict[str, Any]:
-    """Version 0.1.0 gave memory in 1e9 bytes, and did not name the headline metrics: they came first."""
+    """JSON has no NaN: a score that is null is none that is a number. Version 0.1.0 gave memory in 1e9 bytes, and did
+    not name the headline metrics: they came first."""
+    for scores in (entry.get("loss", {}), *entry.get("dev", {}).values()):
+        scores.update({name: math.nan for name, value in scores.items() if value is None})
+    if "dev_mean" in entry and entry["dev_mean"] is None:
+        entry["dev_mean"] = math.nan
     if "memory_gigabytes" in entry:
         entry["memory_gib"] = entry.pop("memory_gigabytes") * 1e9 / GIBIBYTE
     if entry.get("dev") and "headline" not in entry:
-        entry["headline"] = first_metrics(entry["dev"])
+        entry["headline"] = {task: next(iter(values)) for task, values in entry["dev"].items() if values}
     return entry
-
-
-def first_metrics(dev: dict[str, dict[str, float]]) -> dict[str, str]:
-    """The headline metric of each task in a file of version 0.1.0: the first."""
-    return {task: next(iter(values)) for task, values in dev.items() if values}

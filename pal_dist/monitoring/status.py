@@ -132,8 +132,8 @@ def _newest_entries(folder: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
 
 def runs_below(folder: Path) -> list[Status]:
     """The runs in a folder, newest first. Raises UserError where there is none."""
-    found = sorted(folder.glob(f"*/{run_files.STATUS}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    runs = [status_of(path.parent) for path in found if read_status(path.parent) is not None]
+    files = sorted(folder.glob(f"*/{run_files.STATUS}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    runs = [status_of(path.parent) for path in files if read_status(path.parent) is not None]
     if not runs:
         raise UserError(f"{folder}: neither a run's folder nor a folder of runs")
     return runs

@@ -76,11 +76,11 @@ class StatusFile:
 
     def ended(self, error: BaseException) -> None:
         """The run ends by this."""
-        words, code = f"{type(error).__name__}: {error}", 1
+        reason, code = f"{type(error).__name__}: {error}", 1
         if isinstance(error, UserError):
-            words, code = str(error), error.exit_code
+            reason, code = str(error), error.exit_code
         elif isinstance(error, KeyboardInterrupt):
-            words, code = "interrupted", 130
+            reason, code = "interrupted", 130
         state = "stopped" if isinstance(error, StoppedError) else "failed"
         with suppress(UserError):  # a full disk is most likely what ended the run
-            self.write(state, self.entry.step, error=words, exit_code=code)
+            self.write(state, self.entry.step, error=reason, exit_code=code)

@@ -88,11 +88,11 @@ def set_up(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Ru
         features=features,
         resumed_from=checkpoint,
     )
-    with run.report.recorded():
+    with run.report.record_outcome():
         memory_lines = features.lines() if features else prove_plan(run)
     if features and engine.is_main:
         features.record(folder / run_files.MEMORY)
-    run.report.lines(*start_lines(run, memory_lines))
+    run.report.say(*start_lines(run, memory_lines))
     return run
 
 

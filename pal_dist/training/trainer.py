@@ -147,7 +147,7 @@ class Trainer:
         """Dev metrics of every task; the best model is kept."""
         self.log_window.stop_clock()
         begun = time.perf_counter()
-        self.run.report.state("evaluating", self.state.step)
+        self.run.report.set_state("evaluating", self.state.step)
         metrics = dev_metrics(self.run)
         self.engine.model.train()
         self.best_model.update(metrics)
@@ -166,7 +166,7 @@ class Trainer:
         else:
             self.log_window.stop_clock()
         self.engine.group.progress(f"saving after step {self.state.step}")
-        self.run.report.state("saving", self.state.step)
+        self.run.report.set_state("saving", self.state.step)
         self.state.conflict = {} if self.surgery is None else self.surgery.state_dict()
         folder = self.run.folder / run_files.CHECKPOINTS
         save_checkpoint(folder, self.engine, asdict(self.state), keep=self.config.train.keep_checkpoints)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from study import BASE, QUESTIONS
 
-from pal_dist.monitoring.compare import Comparison, examine
+from pal_dist.monitoring.compare import Comparison, build_comparison
 from tests.support.browser import browser
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def comparison_of(question: str, study: Path) -> Comparison:
     folders = [study / question]
     if BASE in QUESTIONS[question]:
         folders.insert(0, study / "base")
-    return examine(folders, title=f"Study: {TITLES[question]}", baseline=BASELINES.get(question))
+    return build_comparison(folders, title=f"Study: {TITLES[question]}", baseline=BASELINES.get(question))
 
 
 def page_of(comparison: Comparison, study: Path) -> str:

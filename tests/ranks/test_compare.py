@@ -11,7 +11,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +20,26 @@ from pal_dist.cli import main
 from pal_dist.commands.train import train
 from pal_dist.config.resolve import resolve
 from pal_dist.core.errors import UserError
-from pal_dist.monitoring.compare import compare, confusions, examine
-from pal_dist.monitoring.compare.figures import draw_curves, looks
+from pal_dist.monitoring.compare import build_comparison, compare, confusions
+from pal_dist.monitoring.compare.figures import draw_curves, looks_of
 from pal_dist.monitoring.compare.runs import find_runs, group_runs, read_run
-from pal_dist.monitoring.compare.significance import Difference, holm, incomplete_beta, quantile, two_sided_p, welch
 from pal_dist.monitoring.compare.tables import (
     EXCEEDS,
-    SUGGESTIVE,
     WITHIN,
     best_beyond_noise,
     command,
     differences,
     headlines,
-    verdict_of,
 )
 from tests.support.browser import browser
 from tests.support.tiny_run import make_tiny_run
 
 SAMPLINGS = ("round_robin", "proportional")
+
+
 SEEDS = (0, 1)
+
+
 ROUND_ROBIN, PROPORTIONAL = (f"sampling={name}" for name in SAMPLINGS)
 
 
@@ -70,73 +70,6 @@ def set_scores(folder: Path, **scores: float) -> None:
     """What a run would have written, had it scored so."""
     dev = {task: {"accuracy": value} for task, value in scores.items()}
     rewrite(folder / "results.json", dev=dev, dev_mean=statistics.fmean(scores.values()))
-
-
-# Statistics
-
-
-@pytest.mark.parametrize("sizes", [(2, 2), (2, 5), (3, 3), (5, 40), (300, 300)])
-@pytest.mark.parametrize("spreads", [(1.0, 1.0), (1e-4, 3.0), (0.01, 0.012)])
-def test_welch_is_scipys(sizes: tuple[int, int], spreads: tuple[float, float]) -> None:
-    from scipy.stats import ttest_ind
-
-    random = np.random.default_rng(0)
-    for shift in (0.0, 0.5, 30.0):
-        ours, theirs = (random.normal(0.7, spread, size) for spread, size in zip(spreads, sizes, strict=True))
-        ours = ours + shift * max(spreads)
-        found, reference = welch(ours.tolist(), theirs.tolist()), ttest_ind(ours, theirs, equal_var=False)
-        interval = reference.confidence_interval(0.95)
-        assert found.p == pytest.approx(reference.pvalue, rel=1e-9, abs=1e-300)
-        assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-9, abs=1e-12)
-
-
-def test_student_t_is_scipys() -> None:
-    from scipy.special import betainc
-    from scipy.stats import t
-
-    for freedom in (1.0, 1.3, 2.0, 4.7, 30.0, 1000.0, 1e5):
-        for value in (0.0, 1e-6, 0.3, 1.0, 2.5, 9.0):
-            assert two_sided_p(value, freedom) == pytest.approx(2 * t.sf(value, freedom), rel=1e-9)
-        assert quantile(0.05, freedom) == pytest.approx(t.ppf(0.975, freedom), rel=1e-9)
-    for a, b, x in [(0.5, 0.5, 0.1), (3.0, 0.5, 0.9), (50.0, 2.0, 0.97), (0.2, 8.0, 1e-9), (1.0, 1.0, 0.25)]:
-        assert incomplete_beta(a, b, x, 1 - x) == pytest.approx(betainc(a, b, x), rel=1e-10)
-    assert (incomplete_beta(2, 3, 0.0, 1.0), incomplete_beta(2, 3, 1.0, 0.0)) == (0.0, 1.0)
-
-
-def test_what_seeds_cannot_tell() -> None:
-    assert welch([0.7], [0.5, 0.6]).why == "one seed: cannot be told"
-    assert welch([0.7], [0.5, 0.6]).value == pytest.approx(0.15)
-    same = welch([0.1 + 0.2] * 3, [0.4] * 3)  # their mean in floating point is off by a rounding
-    assert (same.p, same.why) == (None, "no spread over seeds: cannot be told")
-    assert math.isnan(welch([math.nan, 0.1], [0.5, 0.6]).value)
-    one, other = welch([0.1, 0.2, 0.4], [0.7, 0.9]), welch([0.7, 0.9], [0.1, 0.2, 0.4])
-    assert one.low is not None
-    assert (one.value, one.p, one.low) == (-other.value, other.p, -other.high)  # type: ignore[operator]
-
-
-def test_holm_is_closed_testing_of_bonferroni() -> None:
-    """The definition that Holm's steps are a shortcut of: the largest Bonferroni p of all sets with the hypothesis."""
-    random = np.random.default_rng(1)
-    for size in range(1, 7):
-        ps = random.uniform(0, 0.4, size).tolist()
-        sets = [chosen for k in range(1, size + 1) for chosen in combinations(range(size), k)]
-        closed = [
-            max(min(1.0, len(chosen) * min(ps[i] for i in chosen)) for chosen in sets if index in chosen)
-            for index in range(size)
-        ]
-        assert holm(ps) == pytest.approx(closed)
-    assert holm([]) == []
-
-
-def test_noise_is_called_noise() -> None:
-    """Groups drawn alike are told apart in no more than the level's share of comparisons (4 errors of counting)."""
-    random = np.random.default_rng(2)
-    ps = [welch(*random.normal(0.8, 0.01, (2, 4)).tolist()).p for _ in range(2000)]
-    share = np.mean([p < 0.05 for p in ps if p is not None])
-    assert 0.02 < share < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
-
-
-# Groups
 
 
 def test_groups_differ_in_more_than_the_seed(runs: Path) -> None:
@@ -179,7 +112,7 @@ def test_a_single_task_has_no_mean_of_its_own(copied: Path) -> None:
     """Its one score beside means over three tasks would be compared with them."""
     for name in SAMPLINGS:
         set_scores(copied / f"{name}_0", sst=0.5)
-    found = examine([copied])
+    found = build_comparison([copied])
     alone = [run for run in found.runs if run.folder.name.endswith("_0")]
     assert [run.scores for run in alone] == [{"sst": 0.5}] * 2
     assert {run.mean for run in alone} == {0.5}
@@ -195,13 +128,13 @@ def test_a_repeated_seed_is_said_and_not_counted(copied: Path) -> None:
 
 def test_unfinished_runs_are_shown_and_not_counted(copied: Path) -> None:
     rewrite(copied / "round_robin_1" / "status.json", state="stopped", error="stopped before step 4, as asked", step=3)
-    found = examine([copied], baseline=ROUND_ROBIN)
+    found = build_comparison([copied], baseline=ROUND_ROBIN)
     assert [len(group.counted) for group in found.groups] == [2, 1]
     assert any("Unfinished" in note and "round_robin_1" in note for note in found.notes)
     assert "stopped: stopped before step 4, as asked | 3 of 6" in found.markdown()
     for name in ("round_robin_0", "proportional_0", "proportional_1"):
         rewrite(copied / name / "status.json", state="failed")
-    last = examine([copied])
+    last = build_comparison([copied])
     assert last.tables == []
     assert "(unfinished)" in last.html()
 
@@ -230,9 +163,6 @@ def test_bad_input(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         compare([copied / "round_robin_1"], tmp_path / "file")
 
 
-# Verdicts
-
-
 def test_verdicts(copied: Path) -> None:
     shutil.copytree(copied / "round_robin_0", copied / "round_robin_2")
     shutil.copytree(copied / "proportional_0", copied / "proportional_2")
@@ -243,7 +173,7 @@ def test_verdicts(copied: Path) -> None:
             config["values"]["train"]["seed"] = seed
             (folder / "config.json").write_text(json.dumps(config))
             set_scores(folder, sst=0.5 + shift + 0.001 * seed, para=0.5 + shift / 100 + 0.01 * seed)
-    found = examine([copied], baseline=ROUND_ROBIN)
+    found = build_comparison([copied], baseline=ROUND_ROBIN)
     verdicts = {column: verdict for _, column, _, _, verdict in differences(found.groups, found.baseline)}
     assert verdicts == {"sst": EXCEEDS, "para": WITHIN, "mean": EXCEEDS}
     best = {column: best_beyond_noise(column, found.groups) for column in verdicts}
@@ -257,19 +187,10 @@ def test_verdicts(copied: Path) -> None:
     assert one.p is not None
     assert corrected == pytest.approx(min(1, 3 * one.p), rel=1)  # the smallest two of three
     set_scores(copied / "round_robin_0", sst=math.nan, para=0.5)
-    again = examine([copied], baseline=ROUND_ROBIN)
+    again = build_comparison([copied], baseline=ROUND_ROBIN)
     assert "not a number: cannot be told" in again.markdown()
     assert again.html()
 
-
-@pytest.mark.parametrize(
-    ("p", "corrected", "verdict"), [(0.001, 0.04, EXCEEDS), (0.001, 0.06, SUGGESTIVE), (0.06, 0.06, WITHIN)]
-)
-def test_what_only_the_correction_takes_back(p: float, corrected: float, verdict: str) -> None:
-    assert verdict_of(Difference(0.1, 0.0, 0.2, p), corrected) == verdict
-
-
-# The page
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -320,8 +241,8 @@ def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_groups_look_different(runs: Path) -> None:
-    (group, _) = examine([runs]).groups
-    assert len(set(looks([group] * 28))) == 28
+    (group, _) = build_comparison([runs]).groups
+    assert len(set(looks_of([group] * 28))) == 28
 
 
 def test_the_page_stands_alone(written: Path) -> None:
@@ -402,7 +323,7 @@ def test_commands_train_the_same_run(runs: Path) -> None:
 
 
 def test_the_same_runs_give_the_same_page(runs: Path) -> None:
-    assert examine([runs]).html() == examine([runs]).html()
+    assert build_comparison([runs]).html() == build_comparison([runs]).html()
 
 
 def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:

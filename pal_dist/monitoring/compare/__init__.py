@@ -10,8 +10,9 @@ from pal_dist import __version__
 from pal_dist.config.resolve import names_where
 from pal_dist.core.atomic_io import explain_full_disk, write_text
 from pal_dist.core.errors import UserError
+from pal_dist.core.extras import require
 from pal_dist.core.suggest import nearest
-from pal_dist.monitoring.compare.figures import draw_curves, looks
+from pal_dist.monitoring.compare.figures import draw_curves, looks_of
 from pal_dist.monitoring.compare.runs import Group, Run, differing, find_runs, group_runs
 from pal_dist.monitoring.compare.tables import (
     Table,
@@ -49,22 +50,27 @@ class Comparison:
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def html(self) -> str:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-
+        jinja2 = require("jinja2", extra="compare", what="compare")
         runs, differ = self.runs, differing(self.runs)
         common = [name for name in runs[0].values if name not in differ and name not in names_where(same_group=True)]
-        environment = Environment(
-            loader=PackageLoader("pal_dist.monitoring.compare", "."), autoescape=True, undefined=StrictUndefined,
-            trim_blocks=True, lstrip_blocks=True,
-        )  # fmt: skip
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("pal_dist.monitoring.compare", "."),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
         return environment.get_template("page.html.jinja").render(
-            comparison=self, version=__version__, figures=draw_curves(self.groups, headlines(self.groups)),
-            looks=list(zip(self.groups, looks(self.groups), strict=True)), runs=runs_table(self.groups),
+            comparison=self,
+            version=__version__,
+            figures=draw_curves(self.groups, headlines(self.groups)),
+            looks=list(zip(self.groups, looks_of(self.groups), strict=True)),
+            runs=runs_table(self.groups),
             differ=settings_table("Settings that differ", differ, self.groups) if differ else None,
             common=settings_table("Settings in common", common, self.groups[:1]),
             confusions=[(group, group.best, counts) for group in self.groups if (counts := confusions(group))],
             commands=[(run, command(run)) for run in runs],
-        )  # fmt: skip
+        )
 
 
 def confusions(group: Group) -> dict[str, list[list[int]]]:
@@ -73,7 +79,7 @@ def confusions(group: Group) -> dict[str, list[list[int]]]:
     return dict(best.confusion.get(best.results["best_step"], {})) if best is not None and best.results else {}
 
 
-def examine(folders: Sequence[Path], *, title: str | None = None, baseline: str | None = None) -> Comparison:
+def build_comparison(folders: Sequence[Path], *, title: str | None = None, baseline: str | None = None) -> Comparison:
     """Read the runs and work out what is to be said. Raises UserError for what is no run, or no such baseline."""
     if not folders:
         raise UserError("name what to compare: pal-dist compare RUN... (runs' folders, or folders of runs)")
@@ -91,20 +97,20 @@ def examine(folders: Sequence[Path], *, title: str | None = None, baseline: str 
     if any(group.counted for group in groups):
         tables = [scores_table(groups), differences_table(groups, chosen), cost_table(groups)]
     count = sum(len(group.runs) for group in groups)
-    words = f"{count} run{'s' * (count > 1)} in {len(groups)} group{'s' * (len(groups) > 1)}"
-    return Comparison(title or f"Comparison of {words}", groups, chosen, notes, [each for each in tables if each.rows])
+    what = f"{count} run{'s' * (count > 1)} in {len(groups)} group{'s' * (len(groups) > 1)}"
+    return Comparison(title or f"Comparison of {what}", groups, chosen, notes, [each for each in tables if each.rows])
 
 
 def compare(
     folders: Sequence[Path], output_dir: Path, *, title: str | None = None, baseline: str | None = None
 ) -> list[Path]:
     """Write `compare.html` and `compare.md` into `output_dir`; returns their paths. Raises UserError."""
-    found = examine(folders, title=title, baseline=baseline)
+    comparison = build_comparison(folders, title=title, baseline=baseline)
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"--output_dir {output_dir}: expected a folder, found a file")
     with explain_full_disk(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-    paths = {output_dir / "compare.html": found.html(), output_dir / "compare.md": found.markdown()}
+    paths = {output_dir / "compare.html": comparison.html(), output_dir / "compare.md": comparison.markdown()}
     for path, text in paths.items():
         write_text(path, text)
     return list(paths)

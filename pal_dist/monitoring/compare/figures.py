@@ -11,6 +11,7 @@ from functools import partial
 from html import escape
 from typing import TYPE_CHECKING
 
+from pal_dist.core.extras import require
 from pal_dist.monitoring.compare.runs import MEAN, Curve, Group, Run
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Figure:
     svg: str
 
 
-def looks(groups: Sequence[Group]) -> list[Look]:
+def looks_of(groups: Sequence[Group]) -> list[Look]:
     """The groups' looks, in their order; the first 28 are all different."""
     rounds = (divmod(n, len(COLOURS)) for n in range(len(groups)))
     return [Look(COLOURS[colour], DASHES[(colour + full) % len(DASHES)]) for full, colour in rounds]
@@ -43,15 +44,15 @@ def looks(groups: Sequence[Group]) -> list[Look]:
 
 def curve(runs: Sequence[Run], of: Callable[[Run], Curve]) -> list[tuple[int, float, float]]:
     """(step, mean, sample standard deviation) at the steps that all the runs have; 0 for one run."""
-    found = [of(run) for run in runs]
-    found = [each for each in found if each]
-    if not found:
+    curves = [of(run) for run in runs]
+    curves = [each for each in curves if each]
+    if not curves:
         return []
-    steps = sorted(set(found[0]).intersection(*found[1:]))
+    steps = sorted(set(curves[0]).intersection(*curves[1:]))
     return [
         (step, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
         for step in steps
-        for values in [[each[step] for each in found]]
+        for values in [[each[step] for each in curves]]
     ]
 
 
@@ -80,18 +81,17 @@ def _dev(name: str, run: Run) -> Curve:
 
 
 def _figure(title: str, label: str, groups: Sequence[Group], of: Callable[[Run], Curve]) -> Figure:
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
+    matplotlib = require("matplotlib", extra="compare", what="compare")
+    figures = require("matplotlib.figure", extra="compare", what="compare")
     with matplotlib.rc_context({
         "svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif", "font.size": 9,
         "axes.spines.top": False, "axes.spines.right": False,
     }):  # fmt: skip
-        canvas = Canvas(figsize=(4.6, 2.9), layout="constrained")
+        canvas = figures.Figure(figsize=(4.6, 2.9), layout="constrained")
         axes = canvas.add_subplot()
         lines = [curve(group.drawn, of) for group in groups]
         alone = all(len(points) < 2 for points in lines)  # then points stand side by side, not on top of each other
-        for number, (points, look) in enumerate(zip(lines, looks(groups), strict=True)):
+        for number, (points, look) in enumerate(zip(lines, looks_of(groups), strict=True)):
             _line(axes, [(number, mean, spread) for _, mean, spread in points] if alone else points, look)
         axes.set_xlabel("one evaluation a run; groups in the legend's order" if alone else "optimizer step")
         axes.set_ylabel(label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Run:
     def headline(self) -> dict[str, str]:
         """Name of each task's headline metric. Finished runs only."""
         assert self.results is not None
-        return dict(self.results.get("headline") or run_files.first_metrics(self.results["dev"]))
+        return dict(self.results.get("headline", {}))
 
     @property
     def scores(self) -> dict[str, float]:
@@ -103,7 +103,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
     Raises UserError for a folder without any run.
     """
-    found: dict[Path, Run] = {}
+    runs_by_folder: dict[Path, Run] = {}
     for place in folders:
         if not place.is_dir():
             raise UserError(f"{place}: there is no such folder")
@@ -115,9 +115,9 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
                 f"{place}: expected a run's folder or a folder of runs, found neither (no {run_files.STATUS} in it)"
             )
         for folder in inside:
-            if folder.resolve() not in found:
-                found[folder.resolve()] = read_run(folder)
-    return list(found.values())
+            if folder.resolve() not in runs_by_folder:
+                runs_by_folder[folder.resolve()] = read_run(folder)
+    return list(runs_by_folder.values())
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -128,13 +128,13 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def read_run(folder: Path) -> Run:
     """Raises UserError where the folder is no run's, or what it holds is damaged."""
     status = status_of(folder)
-    written = _read(folder / run_files.CONFIG)
+    config = _read(folder / run_files.CONFIG, _read_config)
     try:
-        given = {name: value for section in written["values"].values() for name, value in section.items()}
+        values = {name: value for section in config["values"].values() for name, value in section.items()}
     except (KeyError, AttributeError):
         raise UserError(f"{folder / 'config.json'}: expected the settings of a run, found something else") from None
     defaults = {name: json.loads(json.dumps(setting.default)) for name, setting in settings().items()}
-    results = _read(folder / run_files.RESULTS) if status.verdict == "finished" else None
+    results = _read(folder / run_files.RESULTS, run_files.read_results) if status.verdict == "finished" else None
     losses: dict[str, Curve] = {}
     dev: dict[str, Curve] = {}
     confusion = {}
@@ -146,23 +146,28 @@ def read_run(folder: Path) -> Run:
                 dev.setdefault(name, {})[entry["step"]] = value
             confusion[entry["step"]] = entry.get("confusion", {})
     return Run(
-        folder, defaults | given, written.get("origins", {}), written.get("content", {}), status, results,
+        folder, defaults | values, config.get("origins", {}), config.get("content", {}), status, results,
         losses, dev, confusion,
     )  # fmt: skip
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / run_files.CONFIG).read_text(encoding="utf-8")))
+
+
+def _read(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What `read` makes of the path's folder. Raises UserError where the file is missing or damaged."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return read(path.parent)
     except FileNotFoundError:
         raise UserError(f"{path.parent}: expected a run's folder, found none ({path.name} is missing)") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
 
 
 def _key(run: Run) -> str:
-    kept = {name: value for name, value in run.values.items() if name not in names_where(same_group=True)}
-    return json.dumps([kept, run.content], sort_keys=True)
+    values = {name: value for name, value in run.values.items() if name not in names_where(same_group=True)}
+    return json.dumps([values, run.content], sort_keys=True)
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -176,19 +181,19 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(_key(run), []).append(run)
-    names = _names([found[0] for found in members.values()], differing(runs))
+    names = _names([alike[0] for alike in members.values()], differing(runs))
     groups, notes = [], []
-    for name, found in zip(names, members.values(), strict=True):
+    for name, alike in zip(names, members.values(), strict=True):
         by_seed: dict[Any, Run] = {}
-        for run in found:
+        for run in alike:
             first = by_seed.setdefault(run.values["seed"], run) if run.finished else run
             if first is not run:
                 notes.append(
                     f"{run.folder} repeats {first.folder}: the same settings and seed {run.values['seed']}. It says "
                     f"nothing new of the noise, and is not counted."
                 )
-        groups.append(Group(name, tuple(found), tuple(by_seed.values())))
-        if unfinished := [str(run.folder) for run in found if not run.finished]:
+        groups.append(Group(name, tuple(alike), tuple(by_seed.values())))
+        if unfinished := [str(run.folder) for run in alike if not run.finished]:
             notes.append(f"Unfinished, not counted: {', '.join(unfinished)}.")
     notes += [
         f"Not all groups saw the same tokens as the dev split of {corpus.removeprefix('dev/')}: other files, another "
@@ -199,24 +204,26 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     return groups, notes
 
 
-def told(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A setting's value for a reader: what was left to pal-dist is `default`."""
     return "default" if value is None else format_value(value)
 
 
 def _names(firsts: Sequence[Run], names: Sequence[str]) -> list[str]:
     """One group's settings, as far as they tell it from the others."""
-    found = [" ".join(f"{name}={_short(name, run, firsts)}" for name in names) or "all runs" for run in firsts]
-    if len(set(found)) == len(found):
-        return found
+    names_of_groups = [
+        " ".join(f"{name}={_short(name, run, firsts)}" for name in names) or "all runs" for run in firsts
+    ]
+    if len(set(names_of_groups)) == len(names_of_groups):
+        return names_of_groups
     return [f"{text} data={run.values['data_dir']}#{number}" for number, (text, run) in
-            enumerate(zip(found, firsts, strict=True), 1)]  # fmt: skip
+            enumerate(zip(names_of_groups, firsts, strict=True), 1)]  # fmt: skip
 
 
 def _short(name: str, run: Run, firsts: Sequence[Run]) -> str:
     """A path's last part, where that is enough to tell it from the others."""
-    texts = {told(each.values.get(name)) for each in firsts}
-    text = told(run.values.get(name))
+    texts = {setting_text(each.values.get(name)) for each in firsts}
+    text = setting_text(run.values.get(name))
     if "/" not in text or len({each.rstrip("/").rsplit("/", 1)[-1] for each in texts}) < len(texts):
         return text
     return ",".join(part.rstrip("/").rsplit("/", 1)[-1] for part in text.split(","))

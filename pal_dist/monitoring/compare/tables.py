@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pal_dist.config.resolve import format_value, settings
 from pal_dist.core.console import duration
 from pal_dist.core.units import GIBIBYTE
-from pal_dist.monitoring.compare.runs import MEAN, Group, Run, told
+from pal_dist.monitoring.compare.runs import MEAN, Group, Run, setting_text
 from pal_dist.monitoring.compare.significance import LEVEL, Difference, holm, welch
 
 EXCEEDS, SUGGESTIVE, WITHIN = "exceeds seed noise", "suggestive: try more seeds", "within seed noise"
@@ -85,8 +85,8 @@ def best_beyond_noise(column: str, groups: Sequence[Group]) -> Group | None:
     if not all(comparable(column, best, other) for other in others):
         return None
     ps = [welch(best.scores(column), other.scores(column)).p for other in others]
-    known = [p for p in ps if p is not None]
-    return best if len(known) == len(ps) and max(holm(known)) < LEVEL else None
+    tested = [p for p in ps if p is not None]
+    return best if len(tested) == len(ps) and max(holm(tested)) < LEVEL else None
 
 
 def scores_table(groups: Sequence[Group]) -> Table:
@@ -107,14 +107,14 @@ def scores_table(groups: Sequence[Group]) -> Table:
 
 def differences(groups: Sequence[Group], baseline: Group) -> list[tuple[Group, str, Difference, float | None, str]]:
     """(group, column, difference from the baseline, p after Holm's correction, verdict) of every comparison."""
-    found = [
+    compared = [
         (group, column, welch(group.scores(column), baseline.scores(column)))
         for group in groups if group is not baseline
         for column in columns_of(groups) if comparable(column, group, baseline)
     ]  # fmt: skip
-    corrected = iter(holm([one.p for _, _, one in found if one.p is not None]))
+    corrected = iter(holm([one.p for _, _, one in compared if one.p is not None]))
     rows = []
-    for group, column, one in found:
+    for group, column, one in compared:
         p = None if one.p is None else next(corrected)
         rows.append((group, column, one, p, verdict_of(one, p)))
     return rows
@@ -128,19 +128,19 @@ def verdict_of(one: Difference, corrected: float | None) -> str:
 
 
 def differences_table(groups: Sequence[Group], baseline: Group) -> Table:
-    found = differences(groups, baseline)
-    tested = sum(p is not None for *_, p, _ in found)
+    compared = differences(groups, baseline)
+    tested = sum(p is not None for *_, p, _ in compared)
     rows = [
         [
             Cell(group.name), Cell(column), Cell("not a number" if math.isnan(one.value) else f"{one.value:+.4f}"),
             Cell(NONE if one.low is None else f"{one.low:+.4f} to {one.high:+.4f}"), Cell(_p(one.p)), Cell(_p(p)),
             Cell(verdict, verdict == EXCEEDS),
         ]
-        for group, column, one, p, verdict in found
+        for group, column, one, p, verdict in compared
     ]  # fmt: skip
     note = (
-        f"Baseline: {baseline.name}. Welch's two-sided t-test over seeds; {tested} of {len(found)} differences can be "
-        f"tested, and Holm's correction makes up for testing {tested}: the verdict is that of the corrected p at "
+        f"Baseline: {baseline.name}. Welch's two-sided t-test over seeds; {tested} of {len(compared)} differences can "
+        f"be tested, and Holm's correction makes up for testing {tested}: the verdict is that of the corrected p at "
         f'{LEVEL:.0%}, and "suggestive" where only p itself is below it. The intervals are of each difference alone. '
         f"With few seeds only large differences can be told."
     )
@@ -172,10 +172,10 @@ def cost_table(groups: Sequence[Group]) -> Table:
     rows = []
     for group in counted:
         results = [run.results for run in group.counted if run.results is not None]
-        cells = [Cell(numbers([found[key] for found in results], form)) if _varies(results, key)
+        cells = [Cell(numbers([result[key] for result in results], form)) if _varies(results, key)
                  else Cell(form(results[0][key])) for key, form in COSTS.values()]  # fmt: skip
-        cells += [Cell(_each(found["parameters_by_part"].get(part) for found in results)) for part in parts]
-        cells += [Cell(_each(found[key] for found in results)) for key in ("ranks", "precision")]
+        cells += [Cell(_each(result["parameters_by_part"].get(part) for result in results)) for part in parts]
+        cells += [Cell(_each(result[key] for result in results)) for key in ("ranks", "precision")]
         rows.append([Cell(group.name), *cells])
     header = ["group", *COSTS, *(name if name in ("trained", "shared") else f"{name}'s own" for name in parts),
               "ranks", "precision"]  # fmt: skip
@@ -187,12 +187,12 @@ def cost_table(groups: Sequence[Group]) -> Table:
 
 
 def _varies(results: Sequence[Any], key: str) -> bool:
-    return len({found[key] for found in results}) > 1
+    return len({result[key] for result in results}) > 1
 
 
 def _each(values: Iterable[Any]) -> str:
     """The different values, each once."""
-    texts = (f"{found:,}" if isinstance(found, int) else NONE if found is None else found for found in values)
+    texts = (f"{value:,}" if isinstance(value, int) else NONE if value is None else value for value in values)
     return ", ".join(dict.fromkeys(texts))
 
 
@@ -211,17 +211,17 @@ def runs_table(groups: Sequence[Group]) -> Table:
 def settings_table(title: str, names: Sequence[str], groups: Sequence[Group]) -> Table:
     """Groups in columns where they differ; one column where `groups` is one."""
     header = ["setting", *(group.name for group in groups)] if len(groups) > 1 else ["setting", "value"]
-    rows = [[Cell(name), *(Cell(told(group.runs[0].values.get(name))) for group in groups)] for name in names]
+    rows = [[Cell(name), *(Cell(setting_text(group.runs[0].values.get(name))) for group in groups)] for name in names]
     return Table(title, header, rows)
 
 
 def command(run: Run) -> str:
     """What trains the run again: the settings that were given, or are no longer the default."""
-    words = ["pal-dist", "train"]
+    parts = ["pal-dist", "train"]
     for name, value in run.values.items():
-        known = settings().get(name)
-        default = known is not None and format_value(known.default) == format_value(value)
+        setting = settings().get(name)
+        default = setting is not None and format_value(setting.default) == format_value(value)
         if name != "resume" and (run.origins.get(name, "default") != "default" or not default):
-            words += [f"--{name}", format_value(value)]
+            parts += [f"--{name}", format_value(value)]
     ranks = (run.results or {}).get("ranks", 1)
-    return shlex.join(words) + (f"   # on {ranks} processes" if ranks > 1 else "")
+    return shlex.join(parts) + (f"   # on {ranks} processes" if ranks > 1 else "")
