@@ -53,8 +53,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "more layers than there are": {"checkpoint_layers": 99},
 }
 
-DEPTH = 2
-"""Layers of the model: few, so that hundreds of searches take seconds."""
+DEPTH = 1
+"""Layers of the model: one, so that hundreds of searches take seconds."""
 
 
 @lru_cache
@@ -67,7 +67,7 @@ models: dict[tuple[str, str], MultiTaskBert] = {}
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each model is built once and has few layers; few budgets are looked at. The rules are those of any model."""
+    """Each model is built once and has one layer; few budgets are looked at. The rules are those of any model."""
     build = pal_dist.memory.planner.meta_model
     encoder_config = pal_dist.commands.plan.encoder_config
 
