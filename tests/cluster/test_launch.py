@@ -27,9 +27,12 @@ SETTINGS = ["--data_dir", "my data", "--output_dir", "runs/first"]
 def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PAL_DIST"))}
     return subprocess.run(
-        ["bash", *map(str, words)], capture_output=True, text=True, timeout=300,
+        ["bash", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**outside, "PAL_DIST_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -63,12 +66,14 @@ DRY_RUNS = {
     "node": (["node.sh", "--nodes", 2, "--rank", 1, "--head", "n1", "--processes", 2, "--cpu", *SETTINGS], {}),
     "node_zero2_gpus": (["node.sh", "--strategy=zero2", *SETTINGS], {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}),
     "local": (["local.sh", "--processes", 2, "--cpu", *SETTINGS], {}),
-    "train": (["slurm/train.sbatch", "--strategy", "zero2", *SETTINGS],
-              {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4"}),
+    "train": (
+        ["slurm/train.sbatch", "--strategy", "zero2", *SETTINGS],
+        {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4"},
+    ),
     "train_doctor": (["slurm/train.sbatch", "doctor"], {"SLURM_GPUS_ON_NODE": "1"}),
     "sweep": (["slurm/sweep.sbatch", "--samplings", "round_robin,sqrt", "--seeds", "0,1", "--cpu", *SETTINGS[:2]], {}),
     "memory_smoke": (["slurm/memory_smoke.sbatch", "--force_tokens", 512, *SETTINGS[:2]], {"SLURM_GPUS_ON_NODE": "1"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DRY_RUNS)
@@ -84,8 +89,8 @@ def test_dry_run_of_the_paper_on_a_t4() -> None:
     assert said.returncode == 0, said.stderr
     assert "FITS: --precision fp16" in said.stdout
     same_as_expected("t4", said.stdout[said.stdout.index("# node 0") :])
-    said = run(ROOT / "launch" / "t4.sh", "--max_length", 512, "--precision", "fp32", "--checkpoint_layers", 0,
-               "--tokens_per_micro_batch", 65536, "--dry-run")  # fmt: skip
+    paper = ["--max_length", 512, "--precision", "fp32", "--checkpoint_layers", 0, "--tokens_per_micro_batch", 65536]
+    said = run(ROOT / "launch" / "t4.sh", *paper, "--dry-run")
     assert said.returncode == 3
     assert "DOES NOT FIT" in said.stdout
     assert "# node 0" not in said.stdout
@@ -96,45 +101,14 @@ def test_launch_dry_run(place: str, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setenv("PAL_DIST_PYTHON", "python")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     where = {
-        "slurm": ["--on", "slurm", "--nodes", "2", "--gpus_per_node", "4", "--strategy", "zero2", "--gpu", "t4",
-                  "--extra", "--partition=long"],
-        "slurm_cpu": ["--on", "slurm", "--nodes", "2", "--gpus_per_node", "0", "--processes", "2"],
-        "local": ["--on", "local", "--gpus_per_node", "0"],
-        "kubernetes": ["--on", "kubernetes", "--nodes", "2", "--gpus_per_node", "4", "--gpu", "t4"],
-        "skypilot": ["--on", "skypilot", "--nodes", "2", "--gpus_per_node", "1", "--gpu", "t4"],
-    }  # fmt: skip
-    main(["launch", *where[place], "--dry_run", "--", "train", "--output_dir", "runs/first"])
+        "slurm": "slurm --nodes 2 --gpus_per_node 4 --strategy zero2 --gpu t4 --extra --partition=long",
+        "slurm_cpu": "slurm --nodes 2 --gpus_per_node 0 --processes 2",
+        "local": "local --gpus_per_node 0",
+        "kubernetes": "kubernetes --nodes 2 --gpus_per_node 4 --gpu t4",
+        "skypilot": "skypilot --nodes 2 --gpus_per_node 1 --gpu t4",
+    }
+    main(["launch", "--on", *where[place].split(), "--dry_run", "--", "train", "--output_dir", "runs/first"])
     same_as_expected(f"launch_{place}", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "says"),
-    [
-        (["--nodes", "2", "--on", "slurm", "--", "train"], 2, "which GPU have the nodes? Name its kind, --gpu t4"),
-        (["--gpu", "t4", "--on", "slurm", "--", "train", "--model", "bert-large-uncased", "--precision", "fp32",
-          "--optimizer", "adamw", "--max_length", "512", "--tokens_per_micro_batch", "65536",
-          "--checkpoint_layers", "0"], 3, "not submitted"),
-        (["--nods", "2", "--", "train"], 2, "unknown setting --nods"),
-        (["--nodes", "0", "--", "train"], 2, "--nodes takes a whole number"),
-        (["--nodes", "2", "--on", "local", "--", "train"], 2, "--nodes 2 on this one machine"),
-        (["--on", "moon", "--", "train"], 2, "--on is one of slurm, local, kubernetes, skypilot"),
-        (["--strategy", "zero7", "--", "train"], 2, "there is no such strategy; did you mean"),
-        (["--nodes", "2"], 2, "use: pal-dist launch"),
-        (["--on", "skypilot", "--", "train"], 2, "--on skypilot needs --gpu KIND"),
-        (["--on", "kubernetes", "--gpus_per_node", "0", "--", "train"], 2, "there is no `kubectl` here"),
-    ],
-)  # fmt: skip
-def test_launch_refuses(
-    words: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    monkeypatch.setenv("PATH", str(tmp_path))  # no tool of a scheduler
-    with pytest.raises(SystemExit) as caught:
-        main(["launch", *words])
-    assert caught.value.code == code
-    said = capsys.readouterr().err
-    assert says in said
-    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -162,9 +136,9 @@ def test_a_python_without_pal_dist(tmp_path: Path) -> None:
 
 @pytest.fixture
 def train(tiny_bert: Path, small_data: Path, cache_dir: Path, tmp_path: Path) -> list[object]:
-    return [ROOT / "launch" / "local.sh", "--cpu", "--data_dir", small_data, "--model", tiny_bert, "--cache_dir",
-            cache_dir, "--max_length", 48, "--max_steps", 3, "--batch_size", 8, "--adapter_hidden", 12,
-            "--adapter_heads", 2, "--output_dir", tmp_path / "run"]  # fmt: skip
+    places = ["--data_dir", small_data, "--cache_dir", cache_dir, "--output_dir", tmp_path / "run"]
+    size = ["--max_length", 48, "--max_steps", 3, "--batch_size", 8, "--adapter_hidden", 12, "--adapter_heads", 2]
+    return [ROOT / "launch" / "local.sh", "--cpu", "--model", tiny_bert, *places, *size]
 
 
 @pytest.mark.long
@@ -180,8 +154,12 @@ def test_a_mistake_gets_past_the_launcher(train: list[object]) -> None:
 def test_stopped_by_a_signal(train: list[object], tmp_path: Path) -> None:
     slow = {"PYTHONPATH": str(Path(__file__).with_name("slow")), "PAL_DIST_TEST_STEP_SECONDS": "0.5"}
     words = [*train, "--processes", 2, "--max_steps", 30, "--epochs", 9, "--log_every", 1]
-    started = subprocess.Popen(["bash", *map(str, words)], stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PAL_DIST_PYTHON": sys.executable, **slow})  # fmt: skip
+    started = subprocess.Popen(
+        ["bash", *map(str, words)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PAL_DIST_PYTHON": sys.executable, **slow},
+    )
     end = time.monotonic() + 200
     while (entry := read_status(tmp_path / "run")) is None or entry.step < 2:
         assert time.monotonic() < end

@@ -23,28 +23,7 @@ from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 from tests.support.paths import ROOT
 from tests.support.ranks import run_ranks
-
-
-def train_and_read(run: Any, cache_dir: Path, stop_after: int | None = None) -> dict[str, np.ndarray] | None:
-    """Train; `stop_after`: die without a word after that many steps. Returns the final parameters."""
-    if stop_after is not None:
-        step = Trainer.step
-
-        def dying(self: Trainer, served: Any) -> torch.Tensor:
-            if self.state.step == stop_after:
-                raise KeyboardInterrupt
-            return step(self, served)
-
-        Trainer.step = dying  # type: ignore[method-assign]
-        try:
-            train(run, {}, cache_dir=cache_dir)
-        except KeyboardInterrupt:
-            return None
-    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
-    trainer.fit()
-    trainer.run.report.close()
-    trainer.engine.close()
-    return {name: value.detach().numpy() for name, value in trainer.engine.model.named_parameters()}
+from tests.support.training import train_and_read
 
 
 class TestOneRun:

@@ -12,6 +12,7 @@ import torch
 
 import pal_dist.training.checkpoint
 import pal_dist.training.dev_metrics
+from pal_dist.commands.train import train
 from pal_dist.config.schema import RunConfig
 from pal_dist.data.token_cache import Corpus, load_corpus
 from pal_dist.data.tokenizer import load_tokenizer
@@ -124,6 +125,28 @@ def fit(run: RunConfig, cache_dir: Path, stop_at: int | None = None) -> tuple[Pa
     trainer.run.report.close()
     trainer.engine.close()
     return values, {"metrics": state.best_metrics, "examples": state.examples, "step": state.step}
+
+
+def train_and_read(run: RunConfig, cache_dir: Path, stop_after: int | None = None) -> Parameters | None:
+    """Train; `stop_after`: die without a word after that many steps. Returns the final parameters."""
+    if stop_after is not None:
+        step = Trainer.step
+
+        def dying(self: Trainer, served: Any) -> torch.Tensor:
+            if self.state.step == stop_after:
+                raise KeyboardInterrupt
+            return step(self, served)
+
+        Trainer.step = dying  # type: ignore[method-assign]
+        try:
+            train(run, {}, cache_dir=cache_dir)
+        except KeyboardInterrupt:
+            return None
+    trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
+    trainer.fit()
+    trainer.run.report.close()
+    trainer.engine.close()
+    return {name: value.detach().numpy() for name, value in trainer.engine.model.named_parameters()}
 
 
 def die(*_: Any, **__: Any) -> Any:

@@ -11,19 +11,43 @@ from pal_dist.config.schema import DEFAULT_TOKEN_BUDGET, MemoryConfig, RunConfig
 
 USES = {
     "resumable": {
-        "output_dir", "resume", "log_every", "cache_dir", "tokens_per_micro_batch", "checkpoint_layers", "memory",
-        "evaluate_every", "patience", "strategy", "hang_minutes", "save_every", "keep_checkpoints",
+        "output_dir",
+        "resume",
+        "log_every",
+        "cache_dir",
+        "tokens_per_micro_batch",
+        "checkpoint_layers",
+        "memory",
+        "evaluate_every",
+        "patience",
+        "strategy",
+        "hang_minutes",
+        "save_every",
+        "keep_checkpoints",
     },
     "same_group": {
-        "seed", "output_dir", "cache_dir", "data_dir", "resume", "log_every", "save_every", "keep_checkpoints",
+        "seed",
+        "output_dir",
+        "cache_dir",
+        "data_dir",
+        "resume",
+        "log_every",
+        "save_every",
+        "keep_checkpoints",
         "hang_minutes",
     },
     "per_node": {"cache_dir", "data_dir", "output_dir"},
     "for_saved_model": {
-        "data_dir", "cache_dir", "max_length", "max_characters", "bad_rows", "precision", "tokens_per_micro_batch",
+        "data_dir",
+        "cache_dir",
+        "max_length",
+        "max_characters",
+        "bad_rows",
+        "precision",
+        "tokens_per_micro_batch",
     },
     "makes_corpus": {"max_length", "max_characters", "bad_rows"},
-}  # fmt: skip
+}
 """Frozen: whoever adds a setting, or a use, decides here too."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -60,3 +61,13 @@ def test_an_epoch_is_said_in_one_sentence() -> None:
     assert "313 optimizer steps" in text
     assert "(30,044)" in text
     assert "sst 0.99, para 1.00, sts 1.02" in text  # 27 + 51 + 18 examples a step
+
+
+def test_epochs_of_a_given_length() -> None:
+    """The annealed exponent of the PAL authors' program: 1 in its first epoch, 0.2 in its last, by its own epochs."""
+    sampling = Sampling("annealed", (900, 100), 10, "one", epochs=5, epoch_steps=7)
+    assert [sampling.alpha(step) for step in (0, 6, 7, 27, 28, 34, 99)] == pytest.approx(
+        [1, 1, 0.8, 0.4, 0.2, 0.2, 0.2]
+    )
+    assert "one epoch = 7 optimizer steps as given (70 examples)" in sampling.describe_epoch(("a", "b"))
+    assert replace(sampling, epoch_steps=None).steps_per_epoch == 100

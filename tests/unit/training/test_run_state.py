@@ -50,3 +50,13 @@ def test_a_checkpoint_s_json_has_no_nan_and_is_read_back_whole() -> None:
     restored = RunState.from_json(json.loads(text))
     assert repr(restored) == repr(state)
     assert RunState.from_json(json.loads(to_json(asdict(RunState())))) == RunState()
+
+
+def test_a_score_that_was_no_number_is_bettered() -> None:
+    state = RunState()
+    assert state.update_bests({"sts": math.nan, "sst": 0.5}) == ["sts", "sst"]
+    state.step = 3
+    assert state.update_bests({"sts": -0.2, "sst": 0.5}) == ["sts"]
+    assert state.update_bests({"sts": math.nan, "sst": math.nan}) == []
+    assert state.best_each == {"sts": {"step": 3, "value": -0.2}, "sst": {"step": 0, "value": 0.5}}
+    assert state.mean_of_bests() == pytest.approx(0.15)
