@@ -33,11 +33,14 @@ PRAISE = {
     -2: ["a disaster", "unbearable", "atrocious", "an insult", "painful to watch", "hopeless", "dreadful", "worthless"],
 }
 REVIEWS = [
-    "the {thing} is {verdict} .", "{person} gives us a {thing} that is {verdict} .",
-    "as {kind} , the {thing} proves {verdict} .", "i found the {thing} {verdict} , and so will you .",
-    "for all its noise , this {kind} is {verdict} .", "the {thing} by {person} turns out to be {verdict} .",
+    "the {thing} is {verdict} .",
+    "{person} gives us a {thing} that is {verdict} .",
+    "as {kind} , the {thing} proves {verdict} .",
+    "i found the {thing} {verdict} , and so will you .",
+    "for all its noise , this {kind} is {verdict} .",
+    "the {thing} by {person} turns out to be {verdict} .",
     "{person} and {person} make a {kind} whose {thing} is {verdict} from start to end .",
-]  # fmt: skip
+]
 THINGS = ["film", "script", "story", "cast", "score", "ending", "camera work", "dialogue", "plot", "second half"]
 PEOPLE = ["the director", "a young cast", "the writer", "an old hand", "the lead", "her crew", "the producer"]
 KINDS = ["comedy", "thriller", "romance", "western", "documentary", "war film", "family film", "musical"]
@@ -50,29 +53,82 @@ ASK = [
     ("how long does it take to {act} {object} ?", "how much time is needed to {act} {object} ?"),
 ]
 ACTS = [
-    ("repair", "fix"), ("buy", "purchase"), ("cook", "prepare"), ("clean", "wash"), ("sell", "get rid of"),
-    ("build", "make"), ("understand", "get to know"), ("improve", "make better"), ("choose", "pick"), ("paint", "dye"),
-]  # fmt: skip
+    ("repair", "fix"),
+    ("buy", "purchase"),
+    ("cook", "prepare"),
+    ("clean", "wash"),
+    ("sell", "get rid of"),
+    ("build", "make"),
+    ("understand", "get to know"),
+    ("improve", "make better"),
+    ("choose", "pick"),
+    ("paint", "dye"),
+]
 OBJECTS = [
-    "an old bicycle", "a wooden table", "rice noodles", "a used car", "the kitchen floor", "a small boat",
-    "python programs", "my english", "a laptop for school", "the front door", "a family house", "fresh fish",
-    "a winter coat", "the roof", "a bread oven", "a garden wall",
-]  # fmt: skip
+    "an old bicycle",
+    "a wooden table",
+    "rice noodles",
+    "a used car",
+    "the kitchen floor",
+    "a small boat",
+    "python programs",
+    "my english",
+    "a laptop for school",
+    "the front door",
+    "a family house",
+    "fresh fish",
+    "a winter coat",
+    "the roof",
+    "a bread oven",
+    "a garden wall",
+]
 
 SCENE = (
-    (["a man", "a woman", "a boy", "two girls", "an old man", "a dog"],
-     {"a man": "a guy", "a woman": "a lady", "a boy": "a young boy", "two girls": "a pair of girls",
-      "an old man": "an elderly man", "a dog": "a puppy"}),
-    (["is riding", "is washing", "is carrying", "is watching", "is painting", "is pulling"],
-     {"is riding": "rides", "is washing": "washes", "is carrying": "carries", "is watching": "looks at",
-      "is painting": "paints", "is pulling": "pulls"}),
-    (["a horse", "a red car", "a small boat", "a heavy bag", "a white wall", "a child"],
-     {"a horse": "a pony", "a red car": "a red vehicle", "a small boat": "a little boat", "a heavy bag": "a big bag",
-      "a white wall": "a pale wall", "a child": "a kid"}),
-    (["in the park", "near the river", "on the beach", "in the street", "behind the house", "in the snow"],
-     {"in the park": "in a park", "near the river": "by the river", "on the beach": "at the beach",
-      "in the street": "on the road", "behind the house": "at the back of the house", "in the snow": "on snow"}),
-)  # fmt: skip
+    (
+        ["a man", "a woman", "a boy", "two girls", "an old man", "a dog"],
+        {
+            "a man": "a guy",
+            "a woman": "a lady",
+            "a boy": "a young boy",
+            "two girls": "a pair of girls",
+            "an old man": "an elderly man",
+            "a dog": "a puppy",
+        },
+    ),
+    (
+        ["is riding", "is washing", "is carrying", "is watching", "is painting", "is pulling"],
+        {
+            "is riding": "rides",
+            "is washing": "washes",
+            "is carrying": "carries",
+            "is watching": "looks at",
+            "is painting": "paints",
+            "is pulling": "pulls",
+        },
+    ),
+    (
+        ["a horse", "a red car", "a small boat", "a heavy bag", "a white wall", "a child"],
+        {
+            "a horse": "a pony",
+            "a red car": "a red vehicle",
+            "a small boat": "a little boat",
+            "a heavy bag": "a big bag",
+            "a white wall": "a pale wall",
+            "a child": "a kid",
+        },
+    ),
+    (
+        ["in the park", "near the river", "on the beach", "in the street", "behind the house", "in the snow"],
+        {
+            "in the park": "in a park",
+            "near the river": "by the river",
+            "on the beach": "at the beach",
+            "in the street": "on the road",
+            "behind the house": "at the back of the house",
+            "in the snow": "on snow",
+        },
+    ),
+)
 
 
 def _review(random: Random) -> tuple[list[str], str]:

@@ -195,8 +195,8 @@ def step_bytes(
         accumulates: the step has several micro-batches, so all gradients are alive while the largest is computed.
     """
     step = _Step(shape, options, batch, length, accumulates)
-    words = 4 * shape.vocabulary * shape.hidden if accumulates else 0  # the word embedding's new gradient
-    at_the_embeddings = _Moment(step.embeddings, 0, 2 * step.unit + words, step.all_gradients)
+    new_gradient = 4 * shape.vocabulary * shape.hidden if accumulates else 0  # of the word embedding
+    at_the_embeddings = _Moment(step.embeddings, 0, 2 * step.unit + new_gradient, step.all_gradients)
     worst = max([*step.forward(), *step.backward(), at_the_embeddings], key=sum)
     categories = {
         PARAMETERS: 4 * shape.parameters,

@@ -40,7 +40,7 @@ def sharded(shape: ModelShape, options: StepOptions, strategy: str, ranks: int) 
         state = optimizer_bytes(shape, options.optimizer)
         buffer = 4 * reduction_elements(shape) if ranks > 1 else 0
         return ShardedBytes(4 * shape.parameters, trained, state, buffer, int(ring * trained), 0)
-    words = 4 * shape.vocabulary * shape.hidden
+    word_embedding = 4 * shape.vocabulary * shape.hidden
     layer = 4 * (shape.layer_matrices + shape.adapter_matrices // max(1, len(shape.adapter_layers)))
     if spread.kind == "fsdp2":
         root = max(0, 4 * shape.parameters - 4 * shape.layers * shape.layer_matrices)  # stays whole during a step
@@ -48,8 +48,8 @@ def sharded(shape: ModelShape, options: StepOptions, strategy: str, ranks: int) 
         return ShardedBytes(parameters, trained + own, 2 * own, 2 * layer, int(1.5 * ring * trained), 0)
     on_host = own if spread.offload else 0
     parameters = 4 * shape.parameters
-    if spread.stage == 3:  # what this rank keeps, and the largest module, the words, while it is gathered
-        parameters = (0 if spread.offload else parameters // ranks) + max(words, layer)
+    if spread.stage == 3:  # what this rank keeps, and the largest module while it is gathered
+        parameters = (0 if spread.offload else parameters // ranks) + max(word_embedding, layer)
     copy = 0 if spread.offload else own  # of what this rank updates
     return ShardedBytes(
         parameters=parameters,

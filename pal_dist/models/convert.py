@@ -53,14 +53,12 @@ _BESIDE, _ATTENDED, _FED = r"\.multi_layers", r"\.attention\.output\.multi_layer
 
 RULES = {
     "houlsby_plus_pal": (rf".*\d{_FED}\.\d+\.attn\..*", (*_bottleneck(_ATTENDED, "attended"), *_pal(_FED))),
-    "houlsby_parallel": (
-        rf".*\d{_FED}\.\d+\..*", (*_bottleneck(_ATTENDED, "attended"), *_bottleneck(_FED, "fed"))
-    ),
+    "houlsby_parallel": (rf".*\d{_FED}\.\d+\..*", (*_bottleneck(_ATTENDED, "attended"), *_bottleneck(_FED, "fed"))),
     "pal": (rf".*\d{_BESIDE}\.\d+\.attn\..*", _pal(_BESIDE)),
     "low_rank": (rf".*\d{_BESIDE}\.\d+\..*", _bottleneck(_BESIDE, "beside")),
     "lhuc": (r".*\.multi_lhuc\..*", ((_LAYER + r"\.multi_lhuc\.(\d+)\.lhuc", r"adapters.<\2>.gates.\1"),)),
     "none": (r".*", ()),
-}  # fmt: skip
+}
 """Kind of ours -> (a name that only it has, the first that is found counts; their name -> ours). <T>: task T's name."""
 
 SAME = (
@@ -101,15 +99,20 @@ def convert_state_dict(state: dict[str, Tensor], tasks: list[str]) -> Converted:
     inside = (re.match(r"adapters\.[^.]+\.(\w+)\.(\d+)", name) for name in renamed)
     layers = sorted({int(match[2]) for match in inside if match})
     return Converted(
-        renamed, kind, _rows(renamed, r"down" if "pal" in kind else r"(beside|fed)\.\d+\.down"),
-        _rows(renamed, r"attended\.\d+\.down"), layers or None,
-    )  # fmt: skip
+        renamed,
+        kind,
+        _rows(renamed, r"down" if "pal" in kind else r"(beside|fed)\.\d+\.down"),
+        _rows(renamed, r"attended\.\d+\.down"),
+        layers or None,
+    )
 
 
 def _rows(renamed: dict[str, Tensor], part: str) -> int | None:
     """Width of that part of an adapter."""
-    return next((value.shape[0] for name, value in renamed.items()
-                 if re.fullmatch(rf"adapters\.[^.]+\.{part}\.weight", name)), None)  # fmt: skip
+    return next(
+        (value.shape[0] for name, value in renamed.items() if re.fullmatch(rf"adapters\.[^.]+\.{part}\.weight", name)),
+        None,
+    )
 
 
 def _rename(name: str, tasks: list[str], kind: str) -> str:

@@ -143,14 +143,19 @@ def runs_table(runs: list[Status]) -> str:
     rows = []
     for run in runs:
         entry, logged = run.entry, run.logged
-        rows.append([
-            run.folder.name, run.verdict, f"{entry.step:,}/{entry.total_steps:,}",
-            f"{run.dev['dev_mean']:.4f}" if run.dev else "",
-            f"{logged['examples_per_second']:.1f}" if logged else "",
-            f"{logged['memory_gib']:.2f}" if logged else "",
-            duration(logged["seconds_left"]) if logged and run.verdict not in ENDED else "", str(entry.starts),
-            (entry.error.split("\n")[0][:60]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                run.folder.name,
+                run.verdict,
+                f"{entry.step:,}/{entry.total_steps:,}",
+                f"{run.dev['dev_mean']:.4f}" if run.dev else "",
+                f"{logged['examples_per_second']:.1f}" if logged else "",
+                f"{logged['memory_gib']:.2f}" if logged else "",
+                duration(logged["seconds_left"]) if logged and run.verdict not in ENDED else "",
+                str(entry.starts),
+                (entry.error.split("\n")[0][:60]),
+            ]
+        )
     header = ["run", "state", "step", "dev mean", "examples/s", "GiB", "left", "starts", "said"]
     return table(header, rows)
 

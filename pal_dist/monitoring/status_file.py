@@ -60,10 +60,17 @@ class StatusFile:
         before, now, process = read_status(folder), time.time(), psutil.Process()
         self.folder = folder
         self.entry = Entry(
-            "starting", step, total_steps, 1 + (before.starts if before else 0),
-            before.first_started if before else now, now, socket.gethostname(), os.getpid(), process.create_time(),
+            "starting",
+            step,
+            total_steps,
+            1 + (before.starts if before else 0),
+            before.first_started if before else now,
+            now,
+            socket.gethostname(),
+            os.getpid(),
+            process.create_time(),
             dict(job),
-        )  # fmt: skip
+        )
         write_json(folder / run_files.STATUS, asdict(self.entry))
 
     def write(self, state: str, step: int, *, error: str = "", exit_code: int = 0) -> None:

@@ -72,9 +72,18 @@ def _course(name: str, stem: str, *, pair: bool, label: str, objective: Objectiv
     )
 
 
-def _glue(name: str, folder: str, *, text_a: str | int, text_b: str | None = None, label: str | int,
-          objective: Objective, metric: str, splits: Mapping[str, str] | None = None,
-          extra_files: Mapping[str, str] | None = None) -> Task:  # fmt: skip
+def _glue(
+    name: str,
+    folder: str,
+    *,
+    text_a: str | int,
+    text_b: str | None = None,
+    label: str | int,
+    objective: Objective,
+    metric: str,
+    splits: Mapping[str, str] | None = None,
+    extra_files: Mapping[str, str] | None = None,
+) -> Task:
     """A task in the official GLUE layout: `glue/FOLDER/{train,dev,test}.tsv`, quotes taken literally."""
     named = splits or {split: f"{split}.tsv" for split in SPLITS}
     return Task(
@@ -95,35 +104,100 @@ _ENTAILMENT = Binary(("not_entailment", "entailment"))
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        _course("sst", "ids-sst", pair=False, label="sentiment", objective=Classes(5), metric="accuracy",
-                title="Predicted_Sentiment"),
-        _course("cfimdb", "ids-cfimdb", pair=False, label="sentiment", objective=Classes(2), metric="accuracy",
-                title="Predicted_Sentiment"),
-        _course("para", "quora", pair=True, label="is_duplicate", objective=Binary(), metric="accuracy",
-                title="Predicted_Is_Paraphrase"),
-        _course("sts", "sts", pair=True, label="similarity", objective=Score(0, 5), metric="pearson",
-                title="Predicted_Similiary"),  # sic: the course's own checker expects this spelling
+        _course(
+            "sst",
+            "ids-sst",
+            pair=False,
+            label="sentiment",
+            objective=Classes(5),
+            metric="accuracy",
+            title="Predicted_Sentiment",
+        ),
+        _course(
+            "cfimdb",
+            "ids-cfimdb",
+            pair=False,
+            label="sentiment",
+            objective=Classes(2),
+            metric="accuracy",
+            title="Predicted_Sentiment",
+        ),
+        _course(
+            "para",
+            "quora",
+            pair=True,
+            label="is_duplicate",
+            objective=Binary(),
+            metric="accuracy",
+            title="Predicted_Is_Paraphrase",
+        ),
+        _course(
+            "sts",
+            "sts",
+            pair=True,
+            label="similarity",
+            objective=Score(0, 5),
+            metric="pearson",
+            title="Predicted_Similiary",  # sic: the course's own checker expects this spelling
+        ),
         # CoLA has no header: source, label, mark, sentence. Its test file has one and other columns.
-        _glue("cola", "CoLA", text_a=3, label=1, objective=Binary(), metric="matthews",
-              splits={"train": "train.tsv", "dev": "dev.tsv"}),
+        _glue(
+            "cola",
+            "CoLA",
+            text_a=3,
+            label=1,
+            objective=Binary(),
+            metric="matthews",
+            splits={"train": "train.tsv", "dev": "dev.tsv"},
+        ),
         _glue("sst2", "SST-2", text_a="sentence", label="label", objective=Binary(), metric="accuracy"),
         _glue("mrpc", "MRPC", text_a="#1 String", text_b="#2 String", label="Quality", objective=Binary(), metric="f1"),
-        _glue("qqp", "QQP", text_a="question1", text_b="question2", label="is_duplicate", objective=Binary(),
-              metric="f1"),
-        _glue("stsb", "STS-B", text_a="sentence1", text_b="sentence2", label="score", objective=Score(0, 5),
-              metric="spearman"),
-        _glue("mnli", "MNLI", text_a="sentence1", text_b="sentence2", label="gold_label",
-              objective=Classes(3, ("contradiction", "entailment", "neutral")), metric="accuracy",
-              splits={"train": "train.tsv", "dev": "dev_matched.tsv", "test": "test_matched.tsv"},
-              extra_files={"dev_mismatched": "dev_mismatched.tsv", "test_mismatched": "test_mismatched.tsv"}),
-        _glue("qnli", "QNLI", text_a="question", text_b="sentence", label="label", objective=_ENTAILMENT,
-              metric="accuracy"),
-        _glue("rte", "RTE", text_a="sentence1", text_b="sentence2", label="label", objective=_ENTAILMENT,
-              metric="accuracy"),
-        _glue("wnli", "WNLI", text_a="sentence1", text_b="sentence2", label="label", objective=Binary(),
-              metric="accuracy"),
+        _glue(
+            "qqp", "QQP", text_a="question1", text_b="question2", label="is_duplicate", objective=Binary(), metric="f1"
+        ),
+        _glue(
+            "stsb",
+            "STS-B",
+            text_a="sentence1",
+            text_b="sentence2",
+            label="score",
+            objective=Score(0, 5),
+            metric="spearman",
+        ),
+        _glue(
+            "mnli",
+            "MNLI",
+            text_a="sentence1",
+            text_b="sentence2",
+            label="gold_label",
+            objective=Classes(3, ("contradiction", "entailment", "neutral")),
+            metric="accuracy",
+            splits={"train": "train.tsv", "dev": "dev_matched.tsv", "test": "test_matched.tsv"},
+            extra_files={"dev_mismatched": "dev_mismatched.tsv", "test_mismatched": "test_mismatched.tsv"},
+        ),
+        _glue(
+            "qnli",
+            "QNLI",
+            text_a="question",
+            text_b="sentence",
+            label="label",
+            objective=_ENTAILMENT,
+            metric="accuracy",
+        ),
+        _glue(
+            "rte",
+            "RTE",
+            text_a="sentence1",
+            text_b="sentence2",
+            label="label",
+            objective=_ENTAILMENT,
+            metric="accuracy",
+        ),
+        _glue(
+            "wnli", "WNLI", text_a="sentence1", text_b="sentence2", label="label", objective=Binary(), metric="accuracy"
+        ),
     )
-}  # fmt: skip
+}
 
 
 def resolve_tasks(names: Iterable[str]) -> tuple[Task, ...]:
@@ -172,8 +246,11 @@ def task_from_dict(entry: Any, *, where: str, folder: Path | None = None) -> Tas
             f"{where}: expected the fields of a task ({', '.join(task_fields)}), found {type(entry).__name__}"
         )
     problems = [f"unknown field `{key}`" + _near(str(key), task_fields) for key in entry if key not in task_fields]
-    problems += [f"missing field `{name}`" for name, field in task_fields.items()
-                 if field.default is MISSING and name not in entry]  # fmt: skip
+    problems += [
+        f"missing field `{name}`"
+        for name, field in task_fields.items()
+        if field.default is MISSING and name not in entry
+    ]
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
     values = dict(entry)

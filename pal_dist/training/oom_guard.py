@@ -90,10 +90,11 @@ class OutOfMemoryGuard:
                 raise
             failure = _first_line(error)
         if self.engine.vote(STOP if failure else OK) != OK:
+            allows_8_bit = "adamw_8bit" in self.engine.strategy.optimizers
+            start_anew = "start anew with --optimizer adamw_8bit, or " if allows_8_bit else ""
             raise DoesNotFitError(
                 f"step {self.limits.step + 1}: out of memory in the optimizer's update{_where(failure)}, which cannot "
-                f"be taken back. The last checkpoint is whole: start anew with --optimizer adamw_8bit, or resume with "
-                f"{SMALLER_RUN}"
+                f"be taken back. The last checkpoint is whole: {start_anew}resume with {SMALLER_RUN}"
             )
         assert result is not None
         return result

@@ -85,7 +85,7 @@ def train(
 def clean(
     tiny_bert: Path, small_data: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Parameters, int]:
-    from tests.conftest import make_tiny_run
+    from tests.support.tiny_run import make_tiny_run
 
     run = make_tiny_run(tiny_bert, small_data, cache_dir, tmp_path_factory.mktemp("clean"), tokens_per_micro_batch=96)
     values, _, examples = run_ranks(train, run, cache_dir)[0]

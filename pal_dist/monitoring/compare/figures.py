@@ -83,10 +83,16 @@ def _dev(name: str, run: Run) -> Curve:
 def _figure(title: str, label: str, groups: Sequence[Group], of: Callable[[Run], Curve]) -> Figure:
     matplotlib = require("matplotlib", extra="compare", what="compare")
     figures = require("matplotlib.figure", extra="compare", what="compare")
-    with matplotlib.rc_context({
-        "svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif", "font.size": 9,
-        "axes.spines.top": False, "axes.spines.right": False,
-    }):  # fmt: skip
+    with matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": title,
+            "font.family": "sans-serif",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
         canvas = figures.Figure(figsize=(4.6, 2.9), layout="constrained")
         axes = canvas.add_subplot()
         lines = [curve(group.drawn, of) for group in groups]

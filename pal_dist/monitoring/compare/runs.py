@@ -146,9 +146,16 @@ def read_run(folder: Path) -> Run:
                 dev.setdefault(name, {})[entry["step"]] = value
             confusion[entry["step"]] = entry.get("confusion", {})
     return Run(
-        folder, defaults | values, config.get("origins", {}), config.get("content", {}), status, results,
-        losses, dev, confusion,
-    )  # fmt: skip
+        folder,
+        defaults | values,
+        config.get("origins", {}),
+        config.get("content", {}),
+        status,
+        results,
+        losses,
+        dev,
+        confusion,
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -216,8 +223,10 @@ def _names(firsts: Sequence[Run], names: Sequence[str]) -> list[str]:
     ]
     if len(set(names_of_groups)) == len(names_of_groups):
         return names_of_groups
-    return [f"{text} data={run.values['data_dir']}#{number}" for number, (text, run) in
-            enumerate(zip(names_of_groups, firsts, strict=True), 1)]  # fmt: skip
+    return [
+        f"{text} data={run.values['data_dir']}#{number}"
+        for number, (text, run) in enumerate(zip(names_of_groups, firsts, strict=True), 1)
+    ]
 
 
 def _short(name: str, run: Run, firsts: Sequence[Run]) -> str:

@@ -109,9 +109,11 @@ def differences(groups: Sequence[Group], baseline: Group) -> list[tuple[Group, s
     """(group, column, difference from the baseline, p after Holm's correction, verdict) of every comparison."""
     compared = [
         (group, column, welch(group.scores(column), baseline.scores(column)))
-        for group in groups if group is not baseline
-        for column in columns_of(groups) if comparable(column, group, baseline)
-    ]  # fmt: skip
+        for group in groups
+        if group is not baseline
+        for column in columns_of(groups)
+        if comparable(column, group, baseline)
+    ]
     corrected = iter(holm([one.p for _, _, one in compared if one.p is not None]))
     rows = []
     for group, column, one in compared:
@@ -132,12 +134,16 @@ def differences_table(groups: Sequence[Group], baseline: Group) -> Table:
     tested = sum(p is not None for *_, p, _ in compared)
     rows = [
         [
-            Cell(group.name), Cell(column), Cell("not a number" if math.isnan(one.value) else f"{one.value:+.4f}"),
-            Cell(NONE if one.low is None else f"{one.low:+.4f} to {one.high:+.4f}"), Cell(_p(one.p)), Cell(_p(p)),
+            Cell(group.name),
+            Cell(column),
+            Cell("not a number" if math.isnan(one.value) else f"{one.value:+.4f}"),
+            Cell(NONE if one.low is None else f"{one.low:+.4f} to {one.high:+.4f}"),
+            Cell(_p(one.p)),
+            Cell(_p(p)),
             Cell(verdict, verdict == EXCEEDS),
         ]
         for group, column, one, p, verdict in compared
-    ]  # fmt: skip
+    ]
     note = (
         f"Baseline: {baseline.name}. Welch's two-sided t-test over seeds; {tested} of {len(compared)} differences can "
         f"be tested, and Holm's correction makes up for testing {tested}: the verdict is that of the corrected p at "
@@ -167,18 +173,30 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
 def cost_table(groups: Sequence[Group]) -> Table:
     counted = [group for group in groups if group.counted]
     parts = dict.fromkeys(
-        name for group in counted for name in group.counted[0].results["parameters_by_part"] if name != "total"  # type: ignore[index]
-    )  # fmt: skip
+        name
+        for group in counted
+        for name in group.counted[0].results["parameters_by_part"]
+        if name != "total"  # type: ignore[index]
+    )
     rows = []
     for group in counted:
         results = [run.results for run in group.counted if run.results is not None]
-        cells = [Cell(numbers([result[key] for result in results], form)) if _varies(results, key)
-                 else Cell(form(results[0][key])) for key, form in COSTS.values()]  # fmt: skip
+        cells = [
+            Cell(numbers([result[key] for result in results], form))
+            if _varies(results, key)
+            else Cell(form(results[0][key]))
+            for key, form in COSTS.values()
+        ]
         cells += [Cell(_each(result["parameters_by_part"].get(part) for result in results)) for part in parts]
         cells += [Cell(_each(result[key] for result in results)) for key in ("ranks", "precision")]
         rows.append([Cell(group.name), *cells])
-    header = ["group", *COSTS, *(name if name in ("trained", "shared") else f"{name}'s own" for name in parts),
-              "ranks", "precision"]  # fmt: skip
+    header = [
+        "group",
+        *COSTS,
+        *(name if name in ("trained", "shared") else f"{name}'s own" for name in parts),
+        "ranks",
+        "precision",
+    ]
     note = (
         "Mean ± sample standard deviation over seeds where seeds differ. Wall clock is of the process that ended the "
         "run, start to end; training leaves out evaluation. Peak memory is of the device, on a CPU of the process."
@@ -203,8 +221,16 @@ def runs_table(groups: Sequence[Group]) -> Table:
             entry = run.status.entry
             mean = score(run.mean) if run.finished and run.scores else NONE
             state = run.status.verdict + (f": {entry.error.splitlines()[0]}" if entry.error else "")
-            rows.append([Cell(str(run.folder)), Cell(group.name), Cell(format_value(run.values["seed"])), Cell(state),
-                         Cell(f"{entry.step:,} of {entry.total_steps:,}"), Cell(mean)])  # fmt: skip
+            rows.append(
+                [
+                    Cell(str(run.folder)),
+                    Cell(group.name),
+                    Cell(format_value(run.values["seed"])),
+                    Cell(state),
+                    Cell(f"{entry.step:,} of {entry.total_steps:,}"),
+                    Cell(mean),
+                ]
+            )
     return Table("Runs", ["folder", "group", "seed", "state", "step", "dev mean"], rows)
 
 
