@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pal_dist.core.errors import DoesNotFitError
+from pal_dist.distributed.strategy import read_strategy
 from pal_dist.training.oom_guard import OK, OutOfMemoryGuard, is_out_of_memory
 from pal_dist.training.run_state import RunState
 
@@ -28,13 +29,13 @@ def test_what_counts_as_out_of_memory(error: Exception, counts: bool) -> None:
     assert is_out_of_memory(error) == counts
 
 
-def guard_of(state: RunState, changes: list[str]) -> OutOfMemoryGuard:
+def guard_of(state: RunState, changes: list[str], *, strategy: str = "ddp") -> OutOfMemoryGuard:
     """A guard of one rank, whose vote is its own."""
     engine: Any = SimpleNamespace(
         micro_steps_are_local=True,
         vote=lambda flag: flag,
         discard_step=lambda: None,
-        strategy=SimpleNamespace(name="ddp"),
+        strategy=read_strategy(strategy),
     )
     return OutOfMemoryGuard(engine, state, on_change=changes.append)
 
@@ -68,8 +69,10 @@ def test_an_update_cannot_be_taken_back() -> None:
     def attempt() -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(DoesNotFitError, match="out of memory in the optimizer's update"):
+    with pytest.raises(DoesNotFitError, match=r"out of memory in the optimizer's update.*: start anew with --optimizer"):
         guard_of(RunState(), []).stop_on_oom(attempt)
+    with pytest.raises(DoesNotFitError, match=r"out of memory in the optimizer's update.*: resume with"):
+        guard_of(RunState(), [], strategy="zero2").stop_on_oom(attempt)  # which allows no 8-bit state
 
 
 def test_other_errors_are_not_touched() -> None:
