@@ -69,7 +69,9 @@ def test_an_update_cannot_be_taken_back() -> None:
     def attempt() -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(DoesNotFitError, match=r"out of memory in the optimizer's update.*: start anew with --optimizer"):
+    with pytest.raises(
+        DoesNotFitError, match=r"out of memory in the optimizer's update.*: start anew with --optimizer"
+    ):
         guard_of(RunState(), []).stop_on_oom(attempt)
     with pytest.raises(DoesNotFitError, match=r"out of memory in the optimizer's update.*: resume with"):
         guard_of(RunState(), [], strategy="zero2").stop_on_oom(attempt)  # which allows no 8-bit state
