@@ -58,10 +58,10 @@ class LaunchRequest:
     @property
     def script_arguments(self) -> list[str]:
         """What the scripts of launch/ are given."""
-        words = [self.verb, "--strategy", self.strategy]
+        arguments = [self.verb, "--strategy", self.strategy]
         if self.processes is not None:
-            words += ["--processes", str(self.processes)]
-        return [*words, *(["--cpu"] if self.gpus_per_node == 0 else []), *self.settings]
+            arguments += ["--processes", str(self.processes)]
+        return [*arguments, *(["--cpu"] if self.gpus_per_node == 0 else []), *self.settings]
 
 
 def read_launch(words: Sequence[str], environment: Mapping[str, str]) -> LaunchRequest:

@@ -33,8 +33,8 @@ def _node_arguments(*, verb: str, node: str, strategy: str, gpus: int, processes
     Args:
         node: its options that say which node this is, in variables of the scheduler.
     """
-    words = f"{verb} {node} --strategy {shlex.quote(strategy)}{'' if gpus else ' --cpu'} --processes {processes}"
-    return f"{words} {shlex.join(arguments)}".rstrip()
+    options = f"{verb} {node} --strategy {shlex.quote(strategy)}{'' if gpus else ' --cpu'} --processes {processes}"
+    return f"{options} {shlex.join(arguments)}".rstrip()
 
 
 def jobset(
@@ -58,10 +58,10 @@ def jobset(
     pod = job["template"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     node = f'--nodes {nodes} --rank "$JOB_COMPLETION_INDEX" --head "$PAL_DIST_HEAD"'
-    words = _node_arguments(
+    node_arguments = _node_arguments(
         verb=verb, node=node, strategy=strategy, gpus=gpus, processes=processes, arguments=arguments
     )
-    container["args"] = [f'exec bash "$PAL_DIST_LAUNCH/node.sh" {words}']
+    container["args"] = [f'exec bash "$PAL_DIST_LAUNCH/node.sh" {node_arguments}']
     # The first pod of the first replica, in the headless service that JobSet makes under its own name.
     container["env"][0] = {"name": "PAL_DIST_HEAD", "value": f"{name}-{job['name']}-0-0.{name}"}
     limits = container["resources"]["limits"]
@@ -94,9 +94,9 @@ def skypilot(
     else:
         del content["resources"]["accelerators"]
     node = '--nodes "$SKYPILOT_NUM_NODES" --rank "$SKYPILOT_NODE_RANK" --head "$head"'
-    words = _node_arguments(
+    node_arguments = _node_arguments(
         verb=verb, node=node, strategy=strategy, gpus=gpus, processes=processes, arguments=arguments
     )
     first, _ = content["run"].split("\n", 1)
-    content["run"] = f"{first}\nexec bash launch/node.sh {words}\n"
+    content["run"] = f"{first}\nexec bash launch/node.sh {node_arguments}\n"
     return _to_yaml(content, template)

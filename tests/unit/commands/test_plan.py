@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pal_dist.cli import main
+from pal_dist.commands.plan import PlanRequest, make_plan, request_from_flags
+from pal_dist.config.resolve import resolve
 
 THE_RUN = [
     "plan",
@@ -46,6 +48,10 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
         (["--attention", "flash"], "--attention is one of sdpa, eager"),
         (["--strategy", "zero4"], "--strategy zero4: there is no such strategy; did you mean zero"),
         (["--max_length", "1024"], "512 positions"),
+        (["--nodes", "0"], "--nodes takes a whole number from 1; found '0'"),
+        (["--task_graphs", "-1"], "--task_graphs takes a whole number from 1; found '-1'"),
+        (["--network", "fast"], "--network takes Gbit/s between nodes, above 0; found 'fast'"),
+        (["--network", "inf"], "--network takes Gbit/s between nodes, above 0; found 'inf'"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,3 +59,22 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
         main([*THE_RUN, "--model", "bert-base-uncased", *arguments])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_request_as_typed() -> None:
+    run, origins = resolve({"optimizer": "adamw"})
+    assert request_from_flags(run, origins, {}) == PlanRequest(run, origins)
+    options = {"gpu": "t4", "gpus": "4", "nodes": "2", "network": "100", "attention": "eager", "task_graphs": "3"}
+    request = request_from_flags(run, origins, options)
+    assert (request.gpu, request.gpus, request.nodes, request.task_graphs) == ("t4", 4, 2, 3)
+    assert (request.network, request.attention) == (12.5, "eager")  # 1e9 bytes a second
+    assert request.is_given("optimizer")
+    assert not request.is_given("precision")
+
+
+def test_what_is_given_is_fixed() -> None:
+    """Even where it is the default: whoever names the optimizer wants it."""
+    free = make_plan(PlanRequest(*resolve({}), gpu="a100-40", gpus=4), certify=False)
+    fixed = make_plan(PlanRequest(*resolve({"optimizer": "adamw"}), gpu="a100-40", gpus=4), certify=False)
+    assert {plan.options.optimizer for plan in free.planned.plans} > {"adamw"}
+    assert {plan.options.optimizer for plan in fixed.planned.plans} == {"adamw"}
