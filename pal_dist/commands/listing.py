@@ -15,13 +15,13 @@ from pal_dist.models.pretrained import find_model, read_model_config
 from pal_dist.tasks.registry import TASKS, resolve_tasks
 
 
-def settings_table(run: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> str:
+def settings_table(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> str:
     """Every setting's effective value, and where it came from."""
-    values = {name: value for section in run.to_dict().values() for name, value in section.items()}
+    values = {name: value for section in config.to_dict().values() for name, value in section.items()}
     values["cache_dir"] = values["cache_dir"] or cache_dir
-    if values["learning_rate"] is None and (width := _encoder_width(run.model.model)):
-        values["learning_rate"] = default_learning_rate(run.train.mode, width)
-        origins = {**origins, "learning_rate": f"default ({run.train.mode}, width {width})"}
+    if values["learning_rate"] is None and (width := _encoder_width(config.model.model)):
+        values["learning_rate"] = default_learning_rate(config.train.mode, width)
+        origins = {**origins, "learning_rate": f"default ({config.train.mode}, width {width})"}
     rows = [[settings()[name].section, name, format_value(value), origins[name]] for name, value in values.items()]
     return table(["section", "setting", "value", "origin"], rows)
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from pal_dist.config.schema import RunConfig
 
 
-def problems_of(run: RunConfig) -> Iterator[str]:
+def problems_of(config: RunConfig) -> Iterator[str]:
     """Every rule that the values break, each with its cure."""
     for rule in RULES:
-        yield from rule(run)
+        yield from rule(config)
 
 
-def _least_values(run: RunConfig) -> Iterator[str]:
-    data, model, batch, train = run.data, run.model, run.batch, run.train
+def _least_values(config: RunConfig) -> Iterator[str]:
+    data, model, batch, train = config.data, config.model, config.batch, config.train
     at_least_one = {
         "max_length": data.max_length - 2,  # [CLS] and [SEP] leave one place
         "max_characters": data.max_characters,
@@ -46,65 +46,65 @@ def _least_values(run: RunConfig) -> Iterator[str]:
             yield f"--{name} must be at least 1, or none; found {maybe}"
 
 
-def _not_negative(run: RunConfig) -> Iterator[str]:
+def _not_negative(config: RunConfig) -> Iterator[str]:
     amounts = {
-        "weight_decay": run.optimizer.weight_decay,
-        "max_gradient_norm": run.optimizer.max_gradient_norm,
-        "head_layers": run.model.head_layers,
-        "seed": run.train.seed,
+        "weight_decay": config.optimizer.weight_decay,
+        "max_gradient_norm": config.optimizer.max_gradient_norm,
+        "head_layers": config.model.head_layers,
+        "seed": config.train.seed,
     }
     for name, amount in amounts.items():
         if not amount >= 0:
             yield f"--{name} must not be negative; found {amount}"
 
 
-def _shares(run: RunConfig) -> Iterator[str]:
-    for name, probability in {"dropout": run.model.dropout, "head_dropout": run.model.head_dropout}.items():
+def _shares(config: RunConfig) -> Iterator[str]:
+    for name, probability in {"dropout": config.model.dropout, "head_dropout": config.model.head_dropout}.items():
         if probability is not None and not 0 <= probability < 1:
             yield f"--{name} is a probability, from 0 up to but not including 1; found {probability}"
-    if not 0 <= run.optimizer.warmup <= 1:
-        yield f"--warmup is a share of all steps, from 0 to 1; found {run.optimizer.warmup}"
+    if not 0 <= config.optimizer.warmup <= 1:
+        yield f"--warmup is a share of all steps, from 0 to 1; found {config.optimizer.warmup}"
 
 
-def _above_zero(run: RunConfig) -> Iterator[str]:
-    rate = run.optimizer.learning_rate
+def _above_zero(config: RunConfig) -> Iterator[str]:
+    rate = config.optimizer.learning_rate
     if rate is not None and not rate > 0:
         yield f"--learning_rate must be above 0; found {rate}"
-    if not run.train.hang_minutes > 0:
-        yield f"--hang_minutes must be above 0; found {run.train.hang_minutes}"
+    if not config.train.hang_minutes > 0:
+        yield f"--hang_minutes must be above 0; found {config.train.hang_minutes}"
 
 
-def _gradient_conflict(run: RunConfig) -> Iterator[str]:
-    if run.balance.conflict == "none":
+def _gradient_conflict(config: RunConfig) -> Iterator[str]:
+    if config.balance.conflict == "none":
         return
     reasons = {
-        "--step_tasks one serves one task a step: use --step_tasks all": run.batch.step_tasks == "one",
-        "--mode pretrain trains no parameter that tasks share: use --mode finetune": run.train.mode == "pretrain",
-        f"--tasks names {len(run.data.tasks)}: name two at least": len(run.data.tasks) < 2,
+        "--step_tasks one serves one task a step: use --step_tasks all": config.batch.step_tasks == "one",
+        "--mode pretrain trains no parameter that tasks share: use --mode finetune": config.train.mode == "pretrain",
+        f"--tasks names {len(config.data.tasks)}: name two at least": len(config.data.tasks) < 2,
     }
     for reason, broken in reasons.items():
         if broken:
-            yield f"--conflict {run.balance.conflict} needs several tasks' gradients of one encoder, but {reason}"
+            yield f"--conflict {config.balance.conflict} needs several tasks' gradients of one encoder, but {reason}"
 
 
-def _tasks(run: RunConfig) -> Iterator[str]:
-    if not run.data.tasks:
+def _tasks(config: RunConfig) -> Iterator[str]:
+    if not config.data.tasks:
         yield "--tasks is empty: name at least one task (`pal-dist tasks` lists them)"
 
 
-def _memory(run: RunConfig) -> Iterator[str]:
-    tokens, layers = run.memory.tokens_per_micro_batch, run.memory.checkpoint_layers
-    if tokens is not None and tokens < run.data.max_length:
+def _memory(config: RunConfig) -> Iterator[str]:
+    tokens, layers = config.memory.tokens_per_micro_batch, config.memory.checkpoint_layers
+    if tokens is not None and tokens < config.data.max_length:
         yield (
-            f"--tokens_per_micro_batch {tokens} cannot hold one sequence of --max_length {run.data.max_length}: raise "
-            f"the first or lower the second"
+            f"--tokens_per_micro_batch {tokens} cannot hold one sequence of --max_length {config.data.max_length}: "
+            f"raise the first or lower the second"
         )
     if layers is not None and layers < 0:
         yield f"--checkpoint_layers is 0 (none), 1 (all) or more; found {layers}"
 
 
-def _evaluation_and_saving(run: RunConfig) -> Iterator[str]:
-    train = run.train
+def _evaluation_and_saving(config: RunConfig) -> Iterator[str]:
+    train = config.train
     if train.evaluate_every not in ("epoch", "none") and not _is_count(train.evaluate_every):
         yield f"--evaluate_every takes a number of steps, `epoch` or `none`; found {train.evaluate_every!r}"
     if train.save_every != "evaluation" and not _is_count(train.save_every.removesuffix("m")):

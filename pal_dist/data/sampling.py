@@ -35,16 +35,16 @@ class Sampling:
     """Steps of one epoch; None: see `steps_per_epoch`."""
 
     @classmethod
-    def of_run(cls, run: RunConfig, sizes: Sequence[int]) -> Sampling:
+    def of_run(cls, config: RunConfig, sizes: Sequence[int]) -> Sampling:
         """A run's sampling, for tasks of these sizes."""
         return cls(
-            kind=run.batch.sampling,
+            kind=config.batch.sampling,
             sizes=tuple(sizes),
-            batch_size=run.batch.batch_size,
-            step_tasks=run.batch.step_tasks,
-            epochs=run.train.epochs,
-            seed=run.train.seed,
-            epoch_steps=run.batch.steps_per_epoch,
+            batch_size=config.batch.batch_size,
+            step_tasks=config.batch.step_tasks,
+            epochs=config.train.epochs,
+            seed=config.train.seed,
+            epoch_steps=config.batch.steps_per_epoch,
         )
 
     @property

@@ -15,9 +15,9 @@ from pal_dist.models.adapters import Adapter
 Rule = Callable[[RunConfig, Strategy], str | None]
 
 
-def idle_tasks_stay_unchanged(run: RunConfig, strategy: Strategy) -> str | None:
+def idle_tasks_stay_unchanged(config: RunConfig, strategy: Strategy) -> str | None:
     """Law 2: a task that a step does not serve keeps its parameters and moments."""
-    if strategy.kind == "replicated" or run.batch.step_tasks != "one":
+    if strategy.kind == "replicated" or config.batch.step_tasks != "one":
         return None
     return (
         f"--step_tasks one under {strategy.name}: it feeds zeros to the tasks that a step does not serve, so AdamW's "
@@ -25,23 +25,23 @@ def idle_tasks_stay_unchanged(run: RunConfig, strategy: Strategy) -> str | None:
     )
 
 
-def sleeping_adapters_stay_unchanged(run: RunConfig, strategy: Strategy) -> str | None:
+def sleeping_adapters_stay_unchanged(config: RunConfig, strategy: Strategy) -> str | None:
     """The same for parts of an adapter that wake during the run."""
-    if strategy.kind == "replicated" or not Adapter.registry[run.model.adapter].trains_parts_later:
+    if strategy.kind == "replicated" or not Adapter.registry[config.model.adapter].trains_parts_later:
         return None
     return (
-        f"--adapter {run.model.adapter} under {strategy.name}: it feeds zeros to what is still asleep, so weight decay "
-        f"moves it and its moments start with a wrong count; use --strategy ddp"
+        f"--adapter {config.model.adapter} under {strategy.name}: it feeds zeros to what is still asleep, so weight "
+        f"decay moves it and its moments start with a wrong count; use --strategy ddp"
     )
 
 
-def optimizer_suits_strategy(run: RunConfig, strategy: Strategy) -> str | None:
+def optimizer_suits_strategy(config: RunConfig, strategy: Strategy) -> str | None:
     """`Strategy.optimizers` says which optimizers there are, and why."""
-    if run.optimizer.optimizer in strategy.optimizers:
+    if config.optimizer.optimizer in strategy.optimizers:
         return None
     return (
-        f"--optimizer {run.optimizer.optimizer} under {strategy.name}: its 8-bit blocks would straddle parameters and "
-        f"embeddings would lose their 32 bits; use --optimizer adamw, or --strategy ddp"
+        f"--optimizer {config.optimizer.optimizer} under {strategy.name}: its 8-bit blocks would straddle parameters "
+        f"and embeddings would lose their 32 bits; use --optimizer adamw, or --strategy ddp"
     )
 
 
@@ -52,12 +52,12 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def incompatibilities(run: RunConfig, strategy: Strategy) -> list[str]:
+def incompatibilities(config: RunConfig, strategy: Strategy) -> list[str]:
     """What each broken rule says; empty where the run can be trained under the strategy."""
-    return [problem for rule in RULES if (problem := rule(run, strategy)) is not None]
+    return [problem for rule in RULES if (problem := rule(config, strategy)) is not None]
 
 
-def check_compatible(run: RunConfig, strategy: Strategy) -> None:
+def check_compatible(config: RunConfig, strategy: Strategy) -> None:
     """Raises UserError for combinations known to be wrong, with what to do instead."""
-    if problems := incompatibilities(run, strategy):
+    if problems := incompatibilities(config, strategy):
         raise UserError("\n".join(problems))

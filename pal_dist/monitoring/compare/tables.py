@@ -173,10 +173,7 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
 def cost_table(groups: Sequence[Group]) -> Table:
     counted = [group for group in groups if group.counted]
     parts = dict.fromkeys(
-        name
-        for group in counted
-        for name in group.counted[0].results["parameters_by_part"]
-        if name != "total"  # type: ignore[index]
+        name for group in counted for name in (group.counted[0].results or {})["parameters_by_part"] if name != "total"
     )
     rows = []
     for group in counted:
