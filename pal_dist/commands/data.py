@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pal_dist.commands.options import FETCH_OPTIONS
+from pal_dist.commands.options import FETCH_OPTIONS, FETCHED_TASKS
 from pal_dist.commands.verb import refuse_others
 from pal_dist.config.resolve import from_command_line
 from pal_dist.core.errors import UserError
 from pal_dist.data.download import fetch
 from pal_dist.training.inputs import tokenize
-
-FETCHED_TASKS = "sst,cfimdb,para,sts"
 
 
 def prepare_data(action: str, flags: Mapping[str, str], *, cache_dir: Path) -> list[Path]:

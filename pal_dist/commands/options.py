@@ -64,9 +64,11 @@ COMPARE_OPTIONS = {
 
 TASKS_OPTIONS = {"tasks": "Names or paths of task yamls, separated by commas (default: the whole table)."}
 
+FETCHED_TASKS = "sst,cfimdb,para,sts"
+
 FETCH_OPTIONS = {
     "data_dir": "fetch: folder that the files go to.",
-    "tasks": "fetch: tasks, separated by commas (default: sst,cfimdb,para,sts).",
+    "tasks": f"fetch: tasks, separated by commas (default: {FETCHED_TASKS}).",
 }
 
 CONVERT_OPTIONS = {

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pal_dist.cli import main
+from pal_dist.commands.options import PLAN_OPTIONS
 from pal_dist.commands.plan import PlanRequest, make_plan, request_from_flags
 from pal_dist.config.resolve import resolve
+from pal_dist.memory.devices import DEVICES
 
 THE_RUN = [
     "plan",
@@ -59,6 +61,11 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
         main([*THE_RUN, "--model", "bert-base-uncased", *arguments])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_help_names_every_device() -> None:
+    """The table of devices is not imported for help: it would bring PyTorch."""
+    assert PLAN_OPTIONS["gpu"].startswith(f"Kind of GPU: {', '.join(DEVICES)}, or cpu;")
 
 
 def test_the_request_as_typed() -> None:

@@ -32,6 +32,12 @@ def misfits() -> PlanReport:
     return make_plan(PlanRequest(*resolve(TOO_LARGE), gpu="t4"), certify=False)
 
 
+@pytest.fixture(scope="module")
+def tight() -> PlanReport:
+    flags = {"model": "bert-large-uncased", "batch_size": 128, "max_length": 512}
+    return make_plan(PlanRequest(*resolve(flags), gpu="t4"), certify=False)
+
+
 def test_the_verdict_comes_with_flags(fits: PlanReport, misfits: PlanReport) -> None:
     assert re.search(r"^FITS: --precision fp16 --optimizer \w+ --checkpoint_layers 0 --tokens", plan_text(fits), re.M)
     text = plan_text(misfits)
@@ -40,8 +46,9 @@ def test_the_verdict_comes_with_flags(fits: PlanReport, misfits: PlanReport) -> 
     assert f"{gib(misfits.would_fit.plan.needed)}, " in text
 
 
-def test_memory_is_told_in_gib(fits: PlanReport, misfits: PlanReport) -> None:
-    for report in (fits, misfits):
+def test_memory_is_told_in_gib(fits: PlanReport, tight: PlanReport, misfits: PlanReport) -> None:
+    assert re.search(r"nearest that does not fit: --precision .*: [\d.]+ GiB too much", plan_text(tight))
+    for report in (fits, tight, misfits):
         text = plan_text(report)
         device = report.planned.plan.machine.device
         assert f"{gib(device.memory)}, {gib(device.usable)} usable" in text
