@@ -13,6 +13,7 @@ from pal_dist.commands.saved_model import load_split, model_from_flags, predict_
 from pal_dist.core.atomic_io import write_text
 from pal_dist.core.errors import UserError
 from pal_dist.data.batch import batch_of_texts
+from pal_dist.monitoring import run_files
 from pal_dist.training.evaluate import course_lines, json_records
 from pal_dist.training.saved_model import SavedModel
 
@@ -38,7 +39,7 @@ def predict(name: str | None, flags: Mapping[str, str], *, cache_dir: Path) -> l
     if "text" in flags:
         lines = [json.dumps(predict_text(saved_model, flags["task"], flags["text"], flags.get("text_b")))]
     else:
-        folder = Path(flags.get("predictions_dir") or saved_model.folder / "predictions")
+        folder = Path(flags.get("predictions_dir") or saved_model.folder / run_files.PREDICTIONS)
         tasks, split = flags.get("task", flags.get("tasks")), flags.get("split", "test")
         names = None if tasks is None else tasks.split(",")
         lines = [str(path) for path in write_predictions(saved_model, names, split, folder)]

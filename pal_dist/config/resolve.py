@@ -83,7 +83,7 @@ def describe(kind: Any) -> str:
         return " or ".join(describe(option) for option in get_args(kind))
     if get_origin(kind) is tuple:
         return describe(get_args(kind)[0]) + ",..."
-    return {int: "whole number", float: "number", str: "text", bool: "true|false", type(None): "none"}[kind]
+    return {int: "whole number", float: "number", str: "text", type(None): "none"}[kind]
 
 
 def format_value(value: Any) -> str:
@@ -108,9 +108,6 @@ def coerce(value: Any, kind: Any) -> Any:
         return tuple(coerce(part, get_args(kind)[0]) for part in (str(part).strip() for part in parts) if part)
     elif kind is str:
         return str(value)
-    elif kind is bool:
-        if str(value).lower() in ("true", "false"):
-            return str(value).lower() == "true"
     elif not isinstance(value, bool):  # int and float; True is no number here
         number = float(value)
         if kind is float:
