@@ -80,9 +80,14 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, corpus_dir: Path) -> Pat
     folder = tmp_path_factory.mktemp("tiny_bert")
     torch.manual_seed(7)
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-        max_position_embeddings=64, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=len(vocabulary),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
     BertModel(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))

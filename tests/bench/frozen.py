@@ -49,8 +49,10 @@ def main() -> None:
         flags |= {"mode": "pretrain", "adapter": "none", "dropout": "0", "cache_dir": f"{folder}/cache"}
         flags |= {"max_steps": str(given.max_steps)} if given.max_steps else {}
         tokenize(resolve(flags)[0], cache_dir=Path(folder))
-        found = {name: train({**flags, "features": name, "output_dir": f"{folder}/{name}"}, given.threads)
-                 for name in ("off", "auto")}  # fmt: skip
+        found = {
+            name: train({**flags, "features": name, "output_dir": f"{folder}/{name}"}, given.threads)
+            for name in ("off", "auto")
+        }
     rows = []
     for name, results in found.items():
         scores = [f"{values[metric]:.4f}" for values in results["dev"].values() for metric in list(values)[:1]]
@@ -60,12 +62,19 @@ def main() -> None:
     header = ["--features", "seconds in all", "features", "steps", "evaluation", "examples/s in steps"]
     print(table([*header, *found["auto"]["dev"]], rows))
     off, auto = found["off"], found["auto"]
-    print(json.dumps({
-        "threads": given.threads, "epochs": given.epochs, "steps": auto["steps"],
-        "ratio_in_all": round(off["total_seconds"] / auto["total_seconds"], 2),
-        "ratio_of_steps": round(off["seconds"] / auto["seconds"], 1),
-        "features": auto["features"], "dev": {name: results["dev"] for name, results in found.items()},
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "threads": given.threads,
+                "epochs": given.epochs,
+                "steps": auto["steps"],
+                "ratio_in_all": round(off["total_seconds"] / auto["total_seconds"], 2),
+                "ratio_of_steps": round(off["seconds"] / auto["seconds"], 1),
+                "features": auto["features"],
+                "dev": {name: results["dev"] for name, results in found.items()},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

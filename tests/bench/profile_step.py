@@ -55,8 +55,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        flags = {"data_dir": options.data_dir, "adapter": options.adapter, "cache_dir": folder,
-                 "output_dir": str(Path(folder) / "run")}  # fmt: skip
+        flags = {
+            "data_dir": options.data_dir,
+            "adapter": options.adapter,
+            "cache_dir": folder,
+            "output_dir": str(Path(folder) / "run"),
+        }
         trainer = Trainer(set_up(resolve(flags)[0], {}, cache_dir=Path(folder)))
         trainer.engine.model.train()
         steps = trainer.run.schedule.steps(0, options.steps + 2)

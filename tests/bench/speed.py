@@ -36,8 +36,14 @@ def plain_turn(loop: PlainLoop, steps: Iterator[int], examples: int) -> Callable
 
 
 def our_turn(data_dir: str, adapter: str, folder: Path, examples: int) -> tuple[Callable[[], int], Callable[[], float]]:
-    flags = {"data_dir": data_dir, "adapter": adapter, "sampling": "proportional", "epochs": "1",
-             "cache_dir": str(folder), "output_dir": str(folder / adapter)}  # fmt: skip
+    flags = {
+        "data_dir": data_dir,
+        "adapter": adapter,
+        "sampling": "proportional",
+        "epochs": "1",
+        "cache_dir": str(folder),
+        "output_dir": str(folder / adapter),
+    }
     trainer = Trainer(set_up(resolve(flags)[0], {}, cache_dir=folder))
     steps = trainer.run.schedule.steps(0, trainer.run.total_steps)
 
@@ -79,14 +85,21 @@ def main() -> None:
             if number:
                 print(" ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items()), flush=True)
         medians = {name: statistics.median(values) for name, values in rates.items()}
-        print(json.dumps({
-            "threads": options.threads,
-            "examples_per_second": {name: round(value, 2) for name, value in medians.items()},
-            "ratio_to_plain": {name: round(value / medians["plain"], 2) for name, value in medians.items()},
-            "ratio_range": {name: [round(min(pairs), 2), round(max(pairs), 2)] for name, values in rates.items()
-                            for pairs in [[a / b for a, b in zip(values, rates["plain"], strict=True)]]},
-            "useful_token_share": {name: round(share(), 4) for name, share in shares.items()},
-        }))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "threads": options.threads,
+                    "examples_per_second": {name: round(value, 2) for name, value in medians.items()},
+                    "ratio_to_plain": {name: round(value / medians["plain"], 2) for name, value in medians.items()},
+                    "ratio_range": {
+                        name: [round(min(pairs), 2), round(max(pairs), 2)]
+                        for name, values in rates.items()
+                        for pairs in [[a / b for a, b in zip(values, rates["plain"], strict=True)]]
+                    },
+                    "useful_token_share": {name: round(share(), 4) for name, share in shares.items()},
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

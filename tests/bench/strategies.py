@@ -95,14 +95,22 @@ def main() -> None:
                 answer: Any = run_ranks(plain if name == "plain DDP" else ours, run)[0]
                 assert isinstance(answer, dict), answer
                 entries.append(answer)
-    middle = {name: {key: statistics.median(entry[key] for entry in entries) for key in entries[0]}
-              for name, entries in found.items()}  # fmt: skip
+    middle = {
+        name: {key: statistics.median(entry[key] for entry in entries) for key in entries[0]}
+        for name, entries in found.items()
+    }
     steps = [entry["step"] for entry in found["plain DDP"]]
     rows = []
     for name, figures in middle.items():
         ratios = [entry["step"] / reference for entry, reference in zip(found[name], steps, strict=True)]
-        rows.append([name, f"{1000 * figures['step']:,.0f}", f"{statistics.median(ratios):.2f}",
-                     f"{min(ratios):.2f} - {max(ratios):.2f}"])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{1000 * figures['step']:,.0f}",
+                f"{statistics.median(ratios):.2f}",
+                f"{min(ratios):.2f} - {max(ratios):.2f}",
+            ]
+        )
         if "start" in figures:
             rows[-1] += [f"{figures['start']:.1f}", f"{figures['save']:.2f}", f"{figures['bytes'] / 1e6:,.0f}"]
         else:

@@ -20,9 +20,13 @@ from pathlib import Path
 SEEDS = (0, 1, 2)
 
 ROWS = {
-    "ids-sst-train.csv": 410, "quora-train.csv": 766, "sts-train.csv": 264,
-    "ids-sst-dev.csv": 700, "quora-dev.csv": 600, "sts-dev.csv": 600,
-}  # fmt: skip
+    "ids-sst-train.csv": 410,
+    "quora-train.csv": 766,
+    "sts-train.csv": 264,
+    "ids-sst-dev.csv": 700,
+    "quora-dev.csv": 600,
+    "sts-dev.csv": 600,
+}
 """Rows that are used, spread evenly over each file (SST is not shuffled: its first rows are nearly all positive).
 Training rows are in the proportions of the whole files."""
 

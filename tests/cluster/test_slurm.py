@@ -62,9 +62,35 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], *,
 @pytest.fixture(scope="module")
 def small(tiny_bert: Path, small_data: Path, cache_dir: Path) -> list[object]:
     """Settings of a run of 120 quick steps."""
-    return ["--cpu", "--data_dir", small_data, "--model", tiny_bert, "--cache_dir", cache_dir, "--output_dir", "run",
-            "--max_length", 48, "--batch_size", 8, "--adapter_hidden", 12, "--adapter_heads", 2, "--max_steps", 120,
-            "--epochs", 99, "--evaluate_every", "none", "--log_every", 1, "--learning_rate", 1e-3]  # fmt: skip
+    return [
+        "--cpu",
+        "--data_dir",
+        small_data,
+        "--model",
+        tiny_bert,
+        "--cache_dir",
+        cache_dir,
+        "--output_dir",
+        "run",
+        "--max_length",
+        48,
+        "--batch_size",
+        8,
+        "--adapter_hidden",
+        12,
+        "--adapter_heads",
+        2,
+        "--max_steps",
+        120,
+        "--epochs",
+        99,
+        "--evaluate_every",
+        "none",
+        "--log_every",
+        1,
+        "--learning_rate",
+        1e-3,
+    ]
 
 
 @dataclass
@@ -133,14 +159,32 @@ def test_two_nodes_of_two_on_real_data(
 ) -> None:
     """The same parameters as four processes of this machine that no launcher and no Slurm has started."""
     settings = {
-        "data_dir": shared / "data", "model": tiny_bert, "cache_dir": cache_dir, "tasks": "sst,sts", "max_length": 48,
-        "batch_size": 16, "adapter_hidden": 12, "adapter_heads": 2, "max_steps": 8, "learning_rate": 1e-3,
-    }  # fmt: skip
+        "data_dir": shared / "data",
+        "model": tiny_bert,
+        "cache_dir": cache_dir,
+        "tasks": "sst,sts",
+        "max_length": 48,
+        "batch_size": 16,
+        "adapter_hidden": 12,
+        "adapter_heads": 2,
+        "max_steps": 8,
+        "learning_rate": 1e-3,
+    }
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
     job = cluster.submit(
-        tmp_path, "--nodes=2", "--nodelist=n1,n2", TRAIN, "--cpu", "--processes", 2, "--strategy", strategy, *words,
-        "--output_dir", "run",
-    )  # fmt: skip
+        tmp_path,
+        "--nodes=2",
+        "--nodelist=n1,n2",
+        TRAIN,
+        "--cpu",
+        "--processes",
+        2,
+        "--strategy",
+        strategy,
+        *words,
+        "--output_dir",
+        "run",
+    )
     assert job.ended() == "COMPLETED", job.said
     assert f"strategy: {strategy} over 4 ranks" in job.said
     texts = {name: str(value) for name, value in settings.items()}
@@ -179,8 +223,18 @@ def is_rank(process: psutil.Process, job: Job, rank: int) -> bool:
 
 def test_doctor(cluster: Cluster, cache_dir: Path, tmp_path: Path) -> None:
     """`train.sbatch doctor`: every node is looked at, and two steps are trained on both."""
-    job = cluster.submit(tmp_path, "--nodes=2", "--nodelist=n1,n2", TRAIN, "doctor", "--cpu", "--output_dir", "run",
-                         "--cache_dir", cache_dir)  # fmt: skip
+    job = cluster.submit(
+        tmp_path,
+        "--nodes=2",
+        "--nodelist=n1,n2",
+        TRAIN,
+        "doctor",
+        "--cpu",
+        "--output_dir",
+        "run",
+        "--cache_dir",
+        cache_dir,
+    )
     assert job.ended() == "COMPLETED", job.said
     assert re.search(r"green +ranks +2: 1 on n1, 1 on n2; strategy ddp", job.said), job.said
     assert re.search(r"green +training +2 steps under ddp in fp32.*the same parameters on all ranks", job.said), (
@@ -196,16 +250,25 @@ def test_sweep(cluster: Cluster, small: list[object], tmp_path: Path) -> None:
     at = small.index("--output_dir")
     settings = [*small[:at], *small[at + 2 :], "--max_steps", 3]
     first = cluster.submit(
-        tmp_path, "--array=0-3%2", SCRIPTS / "sweep.sbatch", "--samplings", "round_robin,sqrt", "--seeds", "0,1",
-        "--sweep_dir", "sweep", *settings,
-    )  # fmt: skip
+        tmp_path,
+        "--array=0-3%2",
+        SCRIPTS / "sweep.sbatch",
+        "--samplings",
+        "round_robin,sqrt",
+        "--seeds",
+        "0,1",
+        "--sweep_dir",
+        "sweep",
+        *settings,
+    )
     elements = [Job(cluster, f"{first.number}_{index}", tmp_path) for index in range(4)]
     states = [element.ended() for element in elements]
     assert states == ["COMPLETED", "COMPLETED", "FAILED", "COMPLETED"], first.said
     assert elements[2].exit_code == 2
     assert "sampling_sqrt-seed_0 holds files that are no run of pal-dist" in first.said
-    listed = subprocess.run([sys.executable, "-m", "pal_dist", "status", tmp_path / "sweep"], capture_output=True,
-                            text=True, check=True).stdout  # fmt: skip
+    listed = subprocess.run(
+        [sys.executable, "-m", "pal_dist", "status", tmp_path / "sweep"], capture_output=True, text=True, check=True
+    ).stdout
     assert listed.count("finished") == 3
 
 
@@ -223,12 +286,16 @@ OVER_NODES = "--num_machines 2 --num_processes 2 --machine_rank $SLURM_NODEID --
 TRAPS = {
     "cpu flag": (f"--cpu {OVER_NODES} 21001", "srun started 2 tasks on n[1-2], but this process was told of 1"),
     "no multi_gpu": (f"{OVER_NODES} 21002", "srun started 2 tasks on n[1-2], but this process was told of 1"),
-    "no srun": ("--multi_gpu --num_machines 1 --num_processes 2 --main_process_port 21003",
-                "the job has 2 nodes (n[1-2]), but only this one would train: was srun forgotten?"),
-    "deepspeed on CPU": (f"--use_deepspeed --deepspeed_multinode_launcher standard {OVER_NODES} 21004",
-                         "the launcher asks for DeepSpeed without a deepspeed_config_file"),
+    "no srun": (
+        "--multi_gpu --num_machines 1 --num_processes 2 --main_process_port 21003",
+        "the job has 2 nodes (n[1-2]), but only this one would train: was srun forgotten?",
+    ),
+    "deepspeed on CPU": (
+        f"--use_deepspeed --deepspeed_multinode_launcher standard {OVER_NODES} 21004",
+        "the launcher asks for DeepSpeed without a deepspeed_config_file",
+    ),
     "multi_gpu on CPU": (f"--multi_gpu {OVER_NODES} 21005", ""),
-}  # fmt: skip
+}
 """What a person may write instead of our scripts: each node trained by itself, and the job was COMPLETED."""
 
 
@@ -240,8 +307,14 @@ def test_silent_traps_have_a_name(cluster: Cluster, small: list[object], tmp_pat
         launch = f"{sys.executable} -m accelerate.commands.launch --mixed_precision no --dynamo_backend no {options}"
         line = f"{launch} -m pal_dist train {settings}"
         started = line if name == "no srun" else f"srun bash -c '{line}'"  # $SLURM_NODEID is each node's own
-        jobs[name] = cluster.submit(tmp_path / name.replace(" ", "_"), "--nodes=2", "--nodelist=n1,n2",
-                                    "--ntasks-per-node=1", "--output=said.out", f"--wrap={started}")  # fmt: skip
+        jobs[name] = cluster.submit(
+            tmp_path / name.replace(" ", "_"),
+            "--nodes=2",
+            "--nodelist=n1,n2",
+            "--ntasks-per-node=1",
+            "--output=said.out",
+            f"--wrap={started}",
+        )
     for name, (_, words) in TRAPS.items():
         assert jobs[name].ended() == ("FAILED" if words else "COMPLETED"), jobs[name].said
         assert words in jobs[name].said

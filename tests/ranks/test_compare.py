@@ -50,9 +50,16 @@ def runs(tiny_bert: Path, small_data: Path, cache_dir: Path, tmp_path_factory: p
     for sampling in SAMPLINGS:
         for seed in SEEDS:
             run = make_tiny_run(
-                tiny_bert, small_data, cache_dir, folder, output_dir=folder / f"{sampling}_{seed}", sampling=sampling,
-                seed=seed, evaluate_every="2", memory="off",
-            )  # fmt: skip
+                tiny_bert,
+                small_data,
+                cache_dir,
+                folder,
+                output_dir=folder / f"{sampling}_{seed}",
+                sampling=sampling,
+                seed=seed,
+                evaluate_every="2",
+                memory="off",
+            )
             train(run, {}, cache_dir=cache_dir)
     return folder
 
@@ -75,8 +82,9 @@ def set_scores(folder: Path, **scores: float) -> None:
 def test_groups_differ_in_more_than_the_seed(runs: Path) -> None:
     groups, notes = group_runs(find_runs([runs]))
     assert {group.name: [run.values["seed"] for run in group.counted] for group in groups} == {
-        PROPORTIONAL: list(SEEDS), ROUND_ROBIN: list(SEEDS),
-    }  # fmt: skip
+        PROPORTIONAL: list(SEEDS),
+        ROUND_ROBIN: list(SEEDS),
+    }
     assert notes == []
     assert len(find_runs([runs, runs / "round_robin_0"])) == 4
     assert find_runs([runs / "round_robin_1", runs])[0].folder.name == "round_robin_1"
@@ -178,8 +186,10 @@ def test_verdicts(copied: Path) -> None:
     assert verdicts == {"sst": EXCEEDS, "para": WITHIN, "mean": EXCEEDS}
     best = {column: best_beyond_noise(column, found.groups) for column in verdicts}
     assert {column: group and group.name for column, group in best.items()} == {
-        "sst": PROPORTIONAL, "para": None, "mean": PROPORTIONAL,
-    }  # fmt: skip
+        "sst": PROPORTIONAL,
+        "para": None,
+        "mean": PROPORTIONAL,
+    }
     assert "**0.7010 ± 0.0010**" in found.markdown()
     assert "**0.5120 ± 0.0100**" not in found.markdown()
     (group, _, one, corrected, _), *_ = differences(found.groups, found.baseline)
@@ -278,8 +288,9 @@ def test_the_page_says_what_the_runs_wrote(runs: Path, written: Path) -> None:
         assert rows[f"sampling={sampling}"] == [f"sampling={sampling}", "2", *shown]
         plain = [line.replace("**", "") for line in lines]
         assert f"| sampling={sampling} | 2 | {' | '.join(shown)} |" in plain
-        cost = dict(zip(tables["wall clock"][0], {r[0]: r for r in tables["wall clock"]}[f"sampling={sampling}"],
-                        strict=True))  # fmt: skip
+        cost = dict(
+            zip(tables["wall clock"][0], {r[0]: r for r in tables["wall clock"]}[f"sampling={sampling}"], strict=True)
+        )
         assert cost["parameters"] == f"{results[0]['parameters']:,}"
         assert cost["sst's own"] == f"{results[0]['parameters_by_part']['sst']:,}"
         assert cost["steps"] == "6"
@@ -302,8 +313,9 @@ def test_confusions_are_of_the_kept_model(runs: Path) -> None:
 def test_single_evaluations_stand_side_by_side(runs: Path) -> None:
     """One dev point a run: groups beside each other, with bars; where there are more, curves over steps."""
     found = find_runs([runs])
-    once = [replace(run, dev={name: dict(list(values.items())[-1:]) for name, values in run.dev.items()})
-            for run in found]  # fmt: skip
+    once = [
+        replace(run, dev={name: dict(list(values.items())[-1:]) for name, values in run.dev.items()}) for run in found
+    ]
     for members, beside in ((found, 0), (once, 4)):  # sst, para, sts and the mean
         groups, _ = group_runs(members)
         figures = [figure for figure in draw_curves(groups, headlines(groups)) if "loss" not in figure.title]
@@ -343,9 +355,10 @@ def test_the_page_in_a_browser(written: Path, tmp_path: Path) -> None:
         tree = call(page, "--dump-dom", f"--log-net-log={log}")
         starts = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
         return tree, {
-            found["url"] for found in starts
+            found["url"]
+            for found in starts
             if found.get("url", "").startswith("http") and found.get("initiator", "not an origin") != "not an origin"
-        }  # fmt: skip
+        }
 
     page = Path(shutil.copy(written / "compare.html", tmp_path))
     tree, requested = asked_for(page)

@@ -235,8 +235,23 @@ def test_a_full_disk_is_told_on_every_rank(tiny_run, cold: Path) -> None:
 
 def test_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     """A budget too large for one pass over the data is halved there, so it does not decide what fits."""
-    words = ["plan", "--gpu", "t4", "--model", "bert-base-uncased", "--batch_size", "800", "--max_length", "512",
-             "--tokens_per_micro_batch", "400000", "--precision", "fp32", "--mode", "pretrain"]  # fmt: skip
+    words = [
+        "plan",
+        "--gpu",
+        "t4",
+        "--model",
+        "bert-base-uncased",
+        "--batch_size",
+        "800",
+        "--max_length",
+        "512",
+        "--tokens_per_micro_batch",
+        "400000",
+        "--precision",
+        "fp32",
+        "--mode",
+        "pretrain",
+    ]
 
     def said(code: int, *others: str) -> str:
         with pytest.raises(SystemExit) as ended:

@@ -18,9 +18,26 @@ def profile(tiny_bert: Path, small_data: Path, cache_dir: Path, tmp_path: Path, 
     def run(*arguments: str) -> tuple[int, str, Path]:
         folder = tmp_path / "profile"
         with pytest.raises(SystemExit) as ended:
-            main(["profile", "--data_dir", str(small_data), "--model", str(tiny_bert), "--cache_dir", str(cache_dir),
-                  "--output_dir", str(folder), "--max_length", "48", "--adapter_hidden", "12", "--adapter_heads", "2",
-                  *arguments])  # fmt: skip
+            main(
+                [
+                    "profile",
+                    "--data_dir",
+                    str(small_data),
+                    "--model",
+                    str(tiny_bert),
+                    "--cache_dir",
+                    str(cache_dir),
+                    "--output_dir",
+                    str(folder),
+                    "--max_length",
+                    "48",
+                    "--adapter_hidden",
+                    "12",
+                    "--adapter_heads",
+                    "2",
+                    *arguments,
+                ]
+            )
         said = capsys.readouterr()
         return int(ended.value.code or 0), said.out + said.err, folder
 
@@ -52,8 +69,11 @@ def test_measured_is_what_was_planned(profile, flags: tuple[str, ...]) -> None:
 def test_a_difference_has_a_code_of_its_own(profile, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan is made for another optimizer than the one that runs."""
     honest = pal_dist.commands.memory_check.build_optimizer
-    monkeypatch.setattr(pal_dist.commands.memory_check, "build_optimizer", lambda model, options, rate: honest(
-        model, type(options)(optimizer="adamw_8bit"), rate))  # fmt: skip
+    monkeypatch.setattr(
+        pal_dist.commands.memory_check,
+        "build_optimizer",
+        lambda model, options, rate: honest(model, type(options)(optimizer="adamw_8bit"), rate),
+    )
     code, said, _ = profile("--adapter_hidden", "120")
     assert code == 4
     assert "measured DIFFERS from the plan" in said

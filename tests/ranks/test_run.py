@@ -31,17 +31,53 @@ class TestOneRun:
     def finished(self, tiny_bert, small_data, cache_dir, tmp_path_factory) -> Path:
         """A run through the command line, read by the tests below."""
         folder = tmp_path_factory.mktemp("runs") / "run"
-        main([str(part) for part in (
-            "train", "--data_dir", small_data, "--model", tiny_bert, "--cache_dir", cache_dir, "--output_dir", folder,
-            "--max_length", 48, "--max_steps", 12, "--batch_size", 8, "--adapter_hidden", 12, "--adapter_heads", 2,
-            "--evaluate_every", 5, "--log_every", 4, "--keep_best", "each", "--learning_rate", "1e-3",
-        )])  # fmt: skip
+        main(
+            [
+                str(part)
+                for part in (
+                    "train",
+                    "--data_dir",
+                    small_data,
+                    "--model",
+                    tiny_bert,
+                    "--cache_dir",
+                    cache_dir,
+                    "--output_dir",
+                    folder,
+                    "--max_length",
+                    48,
+                    "--max_steps",
+                    12,
+                    "--batch_size",
+                    8,
+                    "--adapter_hidden",
+                    12,
+                    "--adapter_heads",
+                    2,
+                    "--evaluate_every",
+                    5,
+                    "--log_every",
+                    4,
+                    "--keep_best",
+                    "each",
+                    "--learning_rate",
+                    "1e-3",
+                )
+            ]
+        )
         return folder
 
     def test_results(self, finished: Path) -> None:
         results = json.loads((finished / "results.json").read_text())
-        assert {"dev", "examples_per_second", "useful_tokens_per_second", "useful_token_share", "steps", "seconds",
-                "parameters"} <= results.keys()  # fmt: skip
+        assert {
+            "dev",
+            "examples_per_second",
+            "useful_tokens_per_second",
+            "useful_token_share",
+            "steps",
+            "seconds",
+            "parameters",
+        } <= results.keys()
         assert results["steps"] == 12
         assert {task: set(metrics) for task, metrics in results["dev"].items()} == {
             "sst": {"accuracy", "f1_macro", "matthews"},
@@ -58,9 +94,16 @@ class TestOneRun:
         events = EventAccumulator(str(finished / "tensorboard"))
         events.Reload()
         scalars, images = set(events.Tags()["scalars"]), set(events.Tags()["images"])
-        assert {"loss/sst", "train/learning_rate", "train/gradient_norm", "dev_pearson/sts",
-                "train/examples_per_second",
-                "train/useful_token_share", "train/memory_gib", "dev_mean"} <= scalars  # fmt: skip
+        assert {
+            "loss/sst",
+            "train/learning_rate",
+            "train/gradient_norm",
+            "dev_pearson/sts",
+            "train/examples_per_second",
+            "train/useful_token_share",
+            "train/memory_gib",
+            "dev_mean",
+        } <= scalars
         assert images == {"confusion/sst", "confusion/para"}
 
     def test_config_is_beside_the_run(self, finished: Path) -> None:
@@ -71,9 +114,13 @@ class TestOneRun:
     def test_saved_models(self, finished: Path) -> None:
         names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
         for folder in ("model", "best/sst", "best/para", "best/sts"):
-            assert {f"{folder}/config.json", f"{folder}/model.safetensors", f"{folder}/README.md",
-                    f"{folder}/vocab.txt",
-                    f"{folder}/tasks/sst.safetensors"} <= names  # fmt: skip
+            assert {
+                f"{folder}/config.json",
+                f"{folder}/model.safetensors",
+                f"{folder}/README.md",
+                f"{folder}/vocab.txt",
+                f"{folder}/tasks/sst.safetensors",
+            } <= names
         assert not [name for name in names if "draft" in name]
         assert len(list((finished / "checkpoints").iterdir())) == 2
 
@@ -125,13 +172,15 @@ class TestOneRun:
 
     @pytest.mark.parametrize(
         ("extra", "says"),
-        [(["--task", "sts", "--text", "a"], "reads a pair: give --text_b"),
-         (["--task", "sst", "--text", "a", "--text_b", "b"], "reads one text: drop --text_b"),
-         (["--task", "sst", "--text", "  "], "--text is empty"),
-         (["--task", "sst", "--text", "word " * 20_000], "the text has 100,000 characters"),
-         (["--task", "cola", "--text", "a"], "this model has no task `cola`"),
-         (["--split", "nonsense"], "none of the tasks has a `nonsense` file")],
-    )  # fmt: skip
+        [
+            (["--task", "sts", "--text", "a"], "reads a pair: give --text_b"),
+            (["--task", "sst", "--text", "a", "--text_b", "b"], "reads one text: drop --text_b"),
+            (["--task", "sst", "--text", "  "], "--text is empty"),
+            (["--task", "sst", "--text", "word " * 20_000], "the text has 100,000 characters"),
+            (["--task", "cola", "--text", "a"], "this model has no task `cola`"),
+            (["--split", "nonsense"], "none of the tasks has a `nonsense` file"),
+        ],
+    )
     def test_wrong_questions(
         self, extra: list[str], says: str, finished: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -198,8 +247,11 @@ def one_task_steps(run: Any, cache_dir: Path) -> list[str]:
 
     def snapshot(task: str) -> dict[str, torch.Tensor]:
         values = {f"{task}.{n}": p for n, p in engine.model.task_parts()[task].named_parameters()}
-        moments = {f"{name}/{key}": value for name, p in values.items()
-                   for key, value in engine.optimizer.state.get(p, {}).items()}  # fmt: skip
+        moments = {
+            f"{name}/{key}": value
+            for name, p in values.items()
+            for key, value in engine.optimizer.state.get(p, {}).items()
+        }
         return {name: value.detach().clone() for name, value in {**values, **moments}.items()}
 
     for served in trainer.run.schedule.steps(0, 9):
@@ -297,12 +349,37 @@ def test_tensors_that_are_not_finite_stop_the_run(
 @pytest.mark.long
 def test_two_processes_through_the_launcher(tiny_bert, small_data, cache_dir, tmp_path: Path) -> None:
     """The README's own command, and the same scores and parameters as one process."""
-    flags = [str(part) for part in (
-        "--data_dir", small_data, "--model", tiny_bert, "--cache_dir", cache_dir, "--max_length", 48, "--max_steps", 4,
-        "--batch_size", 8, "--adapter_hidden", 12, "--adapter_heads", 2, "--dropout", 0,
-    )]  # fmt: skip
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu_2.yaml"),
-              "--num_processes", "2"]  # fmt: skip
+    flags = [
+        str(part)
+        for part in (
+            "--data_dir",
+            small_data,
+            "--model",
+            tiny_bert,
+            "--cache_dir",
+            cache_dir,
+            "--max_length",
+            48,
+            "--max_steps",
+            4,
+            "--batch_size",
+            8,
+            "--adapter_hidden",
+            12,
+            "--adapter_heads",
+            2,
+            "--dropout",
+            0,
+        )
+    ]
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / "accelerate_configs" / "cpu_2.yaml"),
+        "--num_processes",
+        "2",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     command = [sys.executable, *launch, "-m", "pal_dist", "train", *flags, "--output_dir", str(tmp_path / "two")]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=200)
@@ -324,8 +401,13 @@ def test_useful_share_on_the_real_data(shared: Path, minilm: Path, tmp_path: Pat
     from pal_dist.config.resolve import resolve
     from pal_dist.training.summary import planned_share
 
-    flags = {"data_dir": str(shared / "data"), "model": str(minilm), "cache_dir": str(tmp_path), "epochs": "1",
-             "output_dir": str(tmp_path / "run")}  # fmt: skip
+    flags = {
+        "data_dir": str(shared / "data"),
+        "model": str(minilm),
+        "cache_dir": str(tmp_path),
+        "epochs": "1",
+        "output_dir": str(tmp_path / "run"),
+    }
     run = resolve(flags)[0]
     trainer = Trainer(set_up(run, {}, cache_dir=tmp_path))
     sampling = trainer.run.schedule.sampling

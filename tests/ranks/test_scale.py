@@ -79,8 +79,10 @@ class TestVerb:
         assert "scale" not in asked(capsys, *self.CLUSTER, "--gpus", "1", "--nodes", "1")
 
     def test_network_is_heard(self, capsys: pytest.CaptureFixture[str]) -> None:
-        slow, fast = (json.loads(asked(capsys, *self.CLUSTER, "--json", "true", "--network", speed))["scaling"]["weak"]
-                      for speed in ("10", "800"))  # fmt: skip
+        slow, fast = (
+            json.loads(asked(capsys, *self.CLUSTER, "--json", "true", "--network", speed))["scaling"]["weak"]
+            for speed in ("10", "800")
+        )
         assert slow[0] == fast[0]
         assert slow[-1]["all_reduce"] > 10 * fast[-1]["all_reduce"]
         assert slow[-1]["efficiency"] < fast[-1]["efficiency"] < 1

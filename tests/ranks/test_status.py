@@ -80,9 +80,14 @@ def test_while_it_runs(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
     ],
 )
 def test_how_it_ended(
-    error: BaseException, state: str, code: int, tiny_run, cache_dir: Path, tmp_path: Path,
+    error: BaseException,
+    state: str,
+    code: int,
+    tiny_run,
+    cache_dir: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     def fit(_: object) -> None:
         raise error
 
@@ -121,8 +126,14 @@ def test_a_run_elsewhere(finished: Path) -> None:
     assert status_of(finished).verdict == "training"
     rewrite(finished, **elsewhere, updated=time.time() - 2 * SILENT_SECONDS)
     assert status_of(finished).verdict == "silent"
-    slow = {"step": 3, "loss": {"sst": 1.0}, "seconds_left": 597 * SILENT_SECONDS, "examples_per_second": 1.0,
-            "tokens_per_second": 9.0, "memory_gib": 1.0}  # fmt: skip
+    slow = {
+        "step": 3,
+        "loss": {"sst": 1.0},
+        "seconds_left": 597 * SILENT_SECONDS,
+        "examples_per_second": 1.0,
+        "tokens_per_second": 9.0,
+        "memory_gib": 1.0,
+    }
     (finished / "metrics.jsonl").write_text(json.dumps(slow) + "\n" + '{"step": 4, "lo')
     assert status_of(finished).verdict == "training"
 

@@ -170,13 +170,47 @@ main()
 def test_restarted_by_torchrun(tiny_bert: Path, small_data: Path, cache_dir: Path, tmp_path: Path) -> None:
     """A rank is killed; the launcher starts all of them again, and they go on from the last checkpoint."""
     (tmp_path / "victim.py").write_text(VICTIM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "--max-restarts", "1", "--monitor-interval", "0.2", tmp_path / "victim.py", "train",
-               "--data_dir", small_data, "--model", tiny_bert, "--cache_dir", cache_dir, "--max_length", "48",
-               "--max_steps", "7", "--save_every", "2", "--batch_size", "8", "--adapter_hidden", "12",
-               "--adapter_heads", "2", "--output_dir", tmp_path / "run"]  # fmt: skip
-    ended = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300,
-                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+        "--monitor-interval",
+        "0.2",
+        tmp_path / "victim.py",
+        "train",
+        "--data_dir",
+        small_data,
+        "--model",
+        tiny_bert,
+        "--cache_dir",
+        cache_dir,
+        "--max_length",
+        "48",
+        "--max_steps",
+        "7",
+        "--save_every",
+        "2",
+        "--batch_size",
+        "8",
+        "--adapter_hidden",
+        "12",
+        "--adapter_heads",
+        "2",
+        "--output_dir",
+        tmp_path / "run",
+    ]
+    ended = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert ended.returncode == 0, ended.stderr
     assert "resumed after step 4" in ended.stderr
     assert (tmp_path / "run" / "results.json").is_file()

@@ -73,6 +73,12 @@ def assert_no_batch_mates(model: MultiTaskBert, tolerance: float = 1e-5) -> None
         for row in range(len(together)):
             length = int(batch.mask_BL[row].sum())
             part = slice(row, row + 1)
-            alone = Batch(task, batch.input_ids_BL[part, :length], batch.token_type_ids_BL[part, :length], None,
-                          batch.labels_B[part], length)  # fmt: skip
+            alone = Batch(
+                task,
+                batch.input_ids_BL[part, :length],
+                batch.token_type_ids_BL[part, :length],
+                None,
+                batch.labels_B[part],
+                length,
+            )
             torch.testing.assert_close(model(alone)[0], together[row], rtol=tolerance, atol=tolerance)

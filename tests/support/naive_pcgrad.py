@@ -18,9 +18,14 @@ def trace_of(config: Any, options: StepOptions, device: Any, batches: list[Any],
         return built if after is not None or loss is loss_of else AllTasks(built)
 
     return trace(
-        model, batches, loss=loss, device=device, precision=options.precision, after=after,
+        model,
+        batches,
+        loss=loss,
+        device=device,
+        precision=options.precision,
+        after=after,
         optimizer=lambda model: torch.optim.AdamW(model.parameters(), fused=True),
-    )  # fmt: skip
+    )
 
 
 class AllTasks(torch.nn.Module):

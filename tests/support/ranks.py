@@ -20,12 +20,24 @@ SECONDS = 300
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
-        "setuptools", "tokenizers", "torch", "torch._dynamo", "torch.distributed.fsdp", "torch.utils.tensorboard",
-        "accelerate", "transformers.models.bert", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",
-        "deepspeed.module_inject.auto_ep_layer", "pal_dist.training.setup", "pal_dist.distributed.zero",
-        "pal_dist.distributed.fsdp2", "tests.support.ranks", "tests.support.preloaded",
+        "setuptools",
+        "tokenizers",
+        "torch",
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.utils.tensorboard",
+        "accelerate",
+        "transformers.models.bert",
+        "deepspeed",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "deepspeed.module_inject.auto_ep_layer",
+        "pal_dist.training.setup",
+        "pal_dist.distributed.zero",
+        "pal_dist.distributed.fsdp2",
+        "tests.support.ranks",
+        "tests.support.preloaded",
     ]
-)  # fmt: skip
+)
 
 
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any], *, processes: int = 2) -> list[Any]:

@@ -90,9 +90,12 @@ class Cluster:
         """sbatch WORDS from `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         ended = subprocess.run(
-            ["sbatch", *map(str, words)], capture_output=True, text=True, cwd=folder,
+            ["sbatch", *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=folder,
             env={**self.environment, **environment},
-        )  # fmt: skip
+        )
         assert ended.returncode == 0, ended.stderr
         found = re.search(r"Submitted batch job (\d+)", ended.stdout)
         assert found
@@ -115,9 +118,12 @@ def start_cluster(scripts: Path, folder: Path, *, nodes: int) -> tuple[Cluster |
     settings = {"NODES": str(nodes), "PARTS": "gpu urgent", "CPUS": "16", "GPUS": "4"}
     # A folder that others may enter, and a short name: munge and Slurm ask for both.
     started = subprocess.run(
-        ["bash", scripts / "start_cluster.sh", folder], capture_output=True, text=True, timeout=300,
+        ["bash", scripts / "start_cluster.sh", folder],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, **settings},
-    )  # fmt: skip
+    )
     if started.returncode != 0:
         return None, f"no private Slurm here: {started.stderr.strip()[-300:]}"
     environment = {

@@ -15,10 +15,21 @@ from pal_dist.tasks.registry import TASKS
 def make_tiny_run(tiny_bert: Path, small_data: Path, cache_dir: Path, folder: Path, **flags: object) -> RunConfig:
     """A config of a run of a second or two; flags overrule."""
     values = {
-        "data_dir": small_data, "model": tiny_bert, "cache_dir": cache_dir, "output_dir": folder / "run",
-        "max_length": 48, "batch_size": 8, "adapter_hidden": 12, "adapter_heads": 2, "learning_rate": 1e-3,
-        "max_steps": 6, "epochs": 9, "log_every": 2, "dropout": 0.0, "window_batches": 2,
-    } | flags  # fmt: skip
+        "data_dir": small_data,
+        "model": tiny_bert,
+        "cache_dir": cache_dir,
+        "output_dir": folder / "run",
+        "max_length": 48,
+        "batch_size": 8,
+        "adapter_hidden": 12,
+        "adapter_heads": 2,
+        "learning_rate": 1e-3,
+        "max_steps": 6,
+        "epochs": 9,
+        "log_every": 2,
+        "dropout": 0.0,
+        "window_batches": 2,
+    } | flags
     return resolve({name: str(value) if isinstance(value, Path) else value for name, value in values.items()})[0]
 
 

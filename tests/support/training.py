@@ -45,10 +45,18 @@ def train_in_float64(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[
 def corpora_of(run: RunConfig, cache_dir: Path) -> list[Corpus]:
     """The run's training corpora, in the order of its tasks."""
     return [
-        load_corpus(task, "train", data_dir=Path(run.data.data_dir), cache_dir=cache_dir, max_characters=20_000,
-                    tokenizer=load_tokenizer(Path(run.model.model)), max_length=run.data.max_length, bad_rows="stop")
+        load_corpus(
+            task,
+            "train",
+            data_dir=Path(run.data.data_dir),
+            cache_dir=cache_dir,
+            max_characters=20_000,
+            tokenizer=load_tokenizer(Path(run.model.model)),
+            max_length=run.data.max_length,
+            bad_rows="stop",
+        )
         for task in resolve_tasks(run.data.tasks)
-    ]  # fmt: skip
+    ]
 
 
 def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:

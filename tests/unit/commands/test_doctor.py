@@ -45,8 +45,11 @@ def test_limits_of_a_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     line = next(line for line in lines if line.startswith("0::") or ":memory:" in line)
     folder = tmp_path / ("memory" if ":memory:" in line else "") / line.split(":", 2)[2].lstrip("/")
     folder.mkdir(parents=True, exist_ok=True)
-    one = {"memory.limit_in_bytes": f"{1 << 30}", "memory.usage_in_bytes": f"{1 << 29}",
-           "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2"}  # fmt: skip
+    one = {
+        "memory.limit_in_bytes": f"{1 << 30}",
+        "memory.usage_in_bytes": f"{1 << 29}",
+        "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2",
+    }
     two = {"memory.max": f"{1 << 30}", "memory.current": f"{1 << 29}", "memory.events": "low 0\noom 3\noom_kill 2"}
     for name, text in (one if ":memory:" in line else two).items():
         (folder / name).write_text(text)

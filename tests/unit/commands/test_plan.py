@@ -34,11 +34,29 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
 
 def test_words(capsys: pytest.CaptureFixture[str]) -> None:
     fixed = ["--precision", "fp32", "--optimizer", "adamw", "--checkpoint_layers", "0"]
-    code, text = plan(capsys, "--model", "bert-base-uncased", "--attention", "eager", "--task_graphs", "3",
-                      "--max_length", "256", "--tokens_per_micro_batch", "32768", *fixed)  # fmt: skip
+    code, text = plan(
+        capsys,
+        "--model",
+        "bert-base-uncased",
+        "--attention",
+        "eager",
+        "--task_graphs",
+        "3",
+        "--max_length",
+        "256",
+        "--tokens_per_micro_batch",
+        "32768",
+        *fixed,
+    )
     assert code == 3
-    for words in ("other tasks' graphs", "fused attention (sdpa)", "one task's graph at a time", "an estimate",
-                  "every example 256 tokens long (no data)", "zero2_offload"):  # fmt: skip
+    for words in (
+        "other tasks' graphs",
+        "fused attention (sdpa)",
+        "one task's graph at a time",
+        "an estimate",
+        "every example 256 tokens long (no data)",
+        "zero2_offload",
+    ):
         assert words in text, words
 
 

@@ -29,13 +29,21 @@ class TestFetchedGlue:
             ("mrpc", {"sentence1": "a", "sentence2": 'b "c', "label": 0, "idx": 0}, None, ("a", 'b "c', 0.0)),
             ("qqp", {"question1": "a", "question2": "b", "label": 1, "idx": 0}, None, ("a", "b", 1.0)),
             ("stsb", {"sentence1": "a", "sentence2": "b", "label": 3.8, "idx": 0}, None, ("a", "b", 3.8)),
-            ("mnli", {"premise": "a", "hypothesis": "b", "label": 1, "idx": 0},
-             ["entailment", "neutral", "contradiction"], ("a", "b", 2.0)),
-            ("qnli", {"question": "a", "sentence": "b", "label": 0, "idx": 0},
-             ["entailment", "not_entailment"], ("a", "b", 1.0)),
+            (
+                "mnli",
+                {"premise": "a", "hypothesis": "b", "label": 1, "idx": 0},
+                ["entailment", "neutral", "contradiction"],
+                ("a", "b", 2.0),
+            ),
+            (
+                "qnli",
+                {"question": "a", "sentence": "b", "label": 0, "idx": 0},
+                ["entailment", "not_entailment"],
+                ("a", "b", 1.0),
+            ),
             ("sst2", {"sentence": "a", "label": 0, "idx": 0}, None, ("a", None, 0.0)),
         ],
-    )  # fmt: skip
+    )
     def test_round_trip(self, name: str, row: dict, labels: list[str] | None, expected: tuple, file: Path) -> None:
         from pal_dist.data.download import glue_text
 

@@ -31,18 +31,34 @@ def file(tmp_path: Path) -> Path:
 class TestCorpus:
     def test_tokens_are_those_of_transformers(self, minilm: Path, shared: Path, tmp_path: Path) -> None:
         corpus = load_corpus(
-            PARA, "dev", data_dir=shared / "data", cache_dir=tmp_path, tokenizer=load_tokenizer(minilm), max_length=40,
-            max_characters=20_000, bad_rows="damaged", progress=False,
-        )  # fmt: skip
+            PARA,
+            "dev",
+            data_dir=shared / "data",
+            cache_dir=tmp_path,
+            tokenizer=load_tokenizer(minilm),
+            max_length=40,
+            max_characters=20_000,
+            bad_rows="damaged",
+            progress=False,
+        )
         reference = AutoTokenizer.from_pretrained(minilm)
-        rows = [row for row in read_rows(shared / "data" / "quora-dev.csv", PARA, labelled=True, max_characters=20_000)
-                if isinstance(row, Example)]  # fmt: skip
+        rows = [
+            row
+            for row in read_rows(shared / "data" / "quora-dev.csv", PARA, labelled=True, max_characters=20_000)
+            if isinstance(row, Example)
+        ]
         assert len(corpus) == len(rows) == 1998
         assert corpus.report.bad_rows == 2
         picked = np.array([0, 5, 77, 1997, int(corpus.lengths.argmax())])
         batch = corpus.batch("para", picked)
-        expected = reference([rows[i].text_a for i in picked], [rows[i].text_b for i in picked], truncation=True,
-                             max_length=40, padding=True, return_tensors="pt")  # fmt: skip
+        expected = reference(
+            [rows[i].text_a for i in picked],
+            [rows[i].text_b for i in picked],
+            truncation=True,
+            max_length=40,
+            padding=True,
+            return_tensors="pt",
+        )
         assert batch.input_ids_BL.tolist() == expected["input_ids"].tolist()
         assert batch.token_type_ids_BL.tolist() == expected["token_type_ids"].tolist()
         assert batch.mask_BL.long().tolist() == expected["attention_mask"].tolist()
@@ -86,9 +102,13 @@ class TestCorpus:
 
     @pytest.mark.parametrize(
         ("policy", "row", "stops"),
-        [("damaged", "0\ta\t\t1", False), ("damaged", "0\ta\tx\t9", True), ("skip", "0\ta\tx\t9", False),
-         ("stop", "0\ta\t\t1", True)],
-    )  # fmt: skip
+        [
+            ("damaged", "0\ta\t\t1", False),
+            ("damaged", "0\ta\tx\t9", True),
+            ("skip", "0\ta\tx\t9", False),
+            ("stop", "0\ta\t\t1", True),
+        ],
+    )
     def test_policies(self, policy: str, row: str, stops: bool, tiny_bert: Path, tmp_path: Path) -> None:
         file = tmp_path / "a.csv"
         file.write_text(f"\tid\tsentence\tsentiment\n0\ta\tfine\t1\n{row}\n")

@@ -19,9 +19,20 @@ JSONS = sorted((ROOT / "ds_configs").rglob("*"))
 
 
 EXPECTED = {
-    "cpu_1", "cpu_2", "t4_single", "gpu_single", "ddp", "ddp_multinode", "zero1", "zero2", "zero2_offload", "zero3",
-    "zero3_offload", "zero3_multinode", "fsdp2",
-}  # fmt: skip
+    "cpu_1",
+    "cpu_2",
+    "t4_single",
+    "gpu_single",
+    "ddp",
+    "ddp_multinode",
+    "zero1",
+    "zero2",
+    "zero2_offload",
+    "zero3",
+    "zero3_offload",
+    "zero3_multinode",
+    "fsdp2",
+}
 
 
 def test_nothing_is_left_out() -> None:
@@ -71,11 +82,16 @@ def test_deepspeed_reads_it(path: Path) -> None:
         ({"optimizer": {"type": "AdamW"}}, "`optimizer` is not for this file"),
         ({"gradient_clipping": 1.0}, "`gradient_clipping` is the run's"),
         ({"zero_optimization": {"stage": 4}}, "stage` is 1, 2 or 3; found 4"),
-        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "zero_force_ds_cpu_optimizer": 1},
-         "must be false"),
+        (
+            {
+                "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+                "zero_force_ds_cpu_optimizer": 1,
+            },
+            "must be false",
+        ),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "NVMe is not supported"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_in_a_json(change: dict[str, object], words: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({**json.loads(JSONS[0].read_text()), **change}))

@@ -37,8 +37,12 @@ class TestEmulation:
             config = BertConfig(
                 hidden_size=width, num_hidden_layers=2, num_attention_heads=heads, intermediate_size=width
             )
-            step = trace(lambda config=config: BertForSequenceClassification(config), labels, device=find_device("t4"),
-                          precision="fp16")  # fmt: skip
+            step = trace(
+                lambda config=config: BertForSequenceClassification(config),
+                labels,
+                device=find_device("t4"),
+                precision="fp16",
+            )
             peaks[heads] = step.categories["activations"]
         assert peaks[12] > 2 * peaks[16]
 

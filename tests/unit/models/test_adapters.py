@@ -58,13 +58,18 @@ def test_golden_vectors_of_the_authors_program(kind: str, shared: Path) -> None:
     theirs = {name.removeprefix("param."): value for name, value in golden.items() if name.startswith("param.")}
     converted = convert_state_dict(theirs, list(TASKS_OF_THREE))
     config = tiny_config(
-        converted.adapter, adapter_hidden=converted.adapter_hidden or 0,
-        adapter_bottleneck=converted.adapter_bottleneck or 0, adapter_heads=facts["adapter_heads"] or 1,
-        hidden_size=facts["hidden"], num_hidden_layers=facts["layers"], num_attention_heads=facts["heads"],
-        intermediate_size=facts["intermediate"], layer_norm_eps=facts["layer_norm_eps"],
+        converted.adapter,
+        adapter_hidden=converted.adapter_hidden or 0,
+        adapter_bottleneck=converted.adapter_bottleneck or 0,
+        adapter_heads=facts["adapter_heads"] or 1,
+        hidden_size=facts["hidden"],
+        num_hidden_layers=facts["layers"],
+        num_attention_heads=facts["heads"],
+        intermediate_size=facts["intermediate"],
+        layer_norm_eps=facts["layer_norm_eps"],
         vocab_size=theirs["bert.embeddings.word_embeddings.weight"].shape[0],
         max_position_embeddings=theirs["bert.embeddings.position_embeddings.weight"].shape[0],
-    )  # fmt: skip
+    )
     model = MultiTaskBert(config).double().eval()
     model.load_state_dict(converted.state, strict=True)
     inputs = golden["input_ids"], golden["token_type_ids"], golden["attention_mask"].bool()
@@ -127,11 +132,16 @@ def test_parameter_counts_of_the_authors(kind: str, per_task: int, times_of_8: f
 def counts_of(kind: str, tasks: list[int]) -> tuple[int, int]:
     """Parameters of bert-base-uncased with heads, and of the adapters at their kind's own width."""
     entries = [
-        {"name": f"t{index}", "files": {}, "text_a": "a", "label": "b",
-         "metric": "pearson" if outputs == 1 else "accuracy",
-         "objective": {"score": [0, 5]} if outputs == 1 else {"classes": outputs}}
+        {
+            "name": f"t{index}",
+            "files": {},
+            "text_a": "a",
+            "label": "b",
+            "metric": "pearson" if outputs == 1 else "accuracy",
+            "objective": {"score": [0, 5]} if outputs == 1 else {"classes": outputs},
+        }
         for index, outputs in enumerate(tasks)
-    ]  # fmt: skip
+    ]
     with torch.device("meta"):
         model = MultiTaskBert(
             MultiTaskBertConfig(tasks=entries, adapter=kind, adapter_hidden=Adapter.registry[kind].width)

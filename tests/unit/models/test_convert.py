@@ -42,10 +42,19 @@ class TestConvert:
         golden = load_file(shared / "golden" / "pals.safetensors")
         state = {k.removeprefix("param."): v.float() for k, v in golden.items() if k.startswith("param.")}
         torch.save(state, tmp_path / "pytorch_model.bin")
-        (tmp_path / "bert_config.json").write_text(json.dumps(
-            {"vocab_size": 200, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "intermediate_size": 96, "max_position_embeddings": 64, "hidden_act": "gelu"}
-        ))  # fmt: skip
+        (tmp_path / "bert_config.json").write_text(
+            json.dumps(
+                {
+                    "vocab_size": 200,
+                    "hidden_size": 48,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 4,
+                    "intermediate_size": 96,
+                    "max_position_embeddings": 64,
+                    "hidden_act": "gelu",
+                }
+            )
+        )
         convert_files(
             tmp_path / "pytorch_model.bin", tmp_path / "bert_config.json", ["sst", "para", "sts"], tmp_path / "out"
         )

@@ -37,9 +37,14 @@ def test_one_task_file_carries_a_task_over(tmp_path: Path) -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     export_model(
-        model, tmp_path / "m", values=model.state_dict(), counts=model.parameter_counts(), source=tmp_path,
-        card={"synthetic": True}, metrics={"sst": {"accuracy": 0.5}},
-    )  # fmt: skip
+        model,
+        tmp_path / "m",
+        values=model.state_dict(),
+        counts=model.parameter_counts(),
+        source=tmp_path,
+        card={"synthetic": True},
+        metrics={"sst": {"accuracy": 0.5}},
+    )
     file = tmp_path / "m" / "tasks" / "sst.safetensors"
     other.load_task(file, "sst")
     assert all(torch.equal(value, model.task_state("sst")[name]) for name, value in other.task_state("sst").items())

@@ -16,9 +16,15 @@ from pal_dist.monitoring.report import RunReport
 from pal_dist.monitoring.run_files import read_metrics
 
 ENTRY = {
-    "loss": {"sst": 1.25}, "learning_rate": 1e-3, "gradient_norm": 2.0, "examples_per_second": 9.0,
-    "tokens_per_second": 90.0, "useful_token_share": 0.9, "memory_gib": 1.5, "seconds_left": 61.0,
-}  # fmt: skip
+    "loss": {"sst": 1.25},
+    "learning_rate": 1e-3,
+    "gradient_norm": 2.0,
+    "examples_per_second": 9.0,
+    "tokens_per_second": 90.0,
+    "useful_token_share": 0.9,
+    "memory_gib": 1.5,
+    "seconds_left": 61.0,
+}
 
 
 def write_a_run(folder: Path, *, step: int = 0) -> None:

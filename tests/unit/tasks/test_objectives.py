@@ -30,19 +30,30 @@ def test_score_is_predicted_in_its_own_units() -> None:
 
 @pytest.mark.parametrize(
     ("objective", "text", "value"),
-    [(Classes(5), "4", 4), (Binary(), "1.0", 1), (Score(0, 5), "3.8", 3.8),
-     (Classes(3, ("a", "b", "c")), "c", 2), (Binary(("no", "yes")), "yes", 1)],
-)  # fmt: skip
+    [
+        (Classes(5), "4", 4),
+        (Binary(), "1.0", 1),
+        (Score(0, 5), "3.8", 3.8),
+        (Classes(3, ("a", "b", "c")), "c", 2),
+        (Binary(("no", "yes")), "yes", 1),
+    ],
+)
 def test_labels_are_read(objective: objectives.Objective, text: str, value: float) -> None:
     assert objective.parse(text) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
     ("objective", "text"),
-    [(Classes(5), "5"), (Classes(5), "1.5"), (Classes(5), "x"), (Binary(), "2"), (Score(0, 5), "5.1"),
-     (Score(0, 5), "nan"),
-     (Binary(("no", "yes")), "1")],
-)  # fmt: skip
+    [
+        (Classes(5), "5"),
+        (Classes(5), "1.5"),
+        (Classes(5), "x"),
+        (Binary(), "2"),
+        (Score(0, 5), "5.1"),
+        (Score(0, 5), "nan"),
+        (Binary(("no", "yes")), "1"),
+    ],
+)
 def test_wrong_labels_are_refused(objective: objectives.Objective, text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         objective.parse(text)

@@ -44,8 +44,14 @@ class TestTasks:
         ],
     )
     def test_wrong_yaml(self, change: dict[str, object], says: str, tmp_path: Path) -> None:
-        entry = {"name": "t", "files": {"train": "x"}, "text_a": "a", "label": "b", "objective": "binary",
-                 "metric": "accuracy"} | change  # fmt: skip
+        entry = {
+            "name": "t",
+            "files": {"train": "x"},
+            "text_a": "a",
+            "label": "b",
+            "objective": "binary",
+            "metric": "accuracy",
+        } | change
         with pytest.raises(UserError, match=says):
             task_from_dict({key: value for key, value in entry.items() if value is not None}, where="t.yaml")
 
