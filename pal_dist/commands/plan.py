@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pal_dist.config.schema import RunConfig
@@ -15,7 +16,7 @@ from pal_dist.core.errors import UserError
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.tokenizer import load_tokenizer
 from pal_dist.distributed.compatibility import check_compatible
-from pal_dist.distributed.engine import Engine
+from pal_dist.distributed.hardware import hardware_of
 from pal_dist.distributed.precision import choose_precision
 from pal_dist.distributed.strategy import read_strategy
 from pal_dist.memory.devices import Device, device_at_hand, find_device
@@ -168,13 +169,12 @@ def make_plan(request: PlanRequest, *, lengths: Sequence[NDArray[np.int32]] = ()
 
 def _device(request: PlanRequest) -> Device:
     if request.gpu == "cpu":
-        return device_at_hand(Engine(precision="fp32").hardware())
+        return device_at_hand(hardware_of(torch.device("cpu")))
     if request.gpu is not None:
         return find_device(request.gpu)
-    device = device_at_hand(Engine(precision="auto").hardware())
-    if device.is_cpu:
+    if not torch.cuda.is_available():
         raise UserError("plan: there is no GPU here; name the one to plan for, such as --gpu t4 (or --gpu cpu)")
-    return device
+    return device_at_hand(hardware_of(torch.device("cuda")))
 
 
 def _choices(request: PlanRequest, everything: SearchSpace) -> SearchSpace:
