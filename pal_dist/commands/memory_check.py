@@ -72,7 +72,7 @@ def check_memory(
             say(_text(measured, measured_trace or planned, planned, agrees))
         run.close()
     finally:
-        run.engine.release()
+        run.engine.release_run_folder()
     return MemoryCheck(measured, planned, agrees, tuple(files))
 
 
@@ -82,7 +82,7 @@ def worst_step(run: Run) -> list[MicroBatch]:
         run.schedule.lengths,
         tokens=run.state.tokens_per_micro_batch,
         rows=rows_per_rank(run.schedule.sampling, run.engine.ranks),
-        padded=run.engine.padded,
+        padded_length=run.engine.padded_length,
     )
 
 
@@ -110,7 +110,7 @@ def _run_worst_step(run: Run, enter: Callable[[str], object] = lambda _: None) -
         enter: told the name of each phase as it begins.
     """
     engine = run.engine
-    engine.seed(run.config.train.seed, 0)
+    engine.set_seed(run.config.train.seed, 0)
     engine.checkpoint_layers(run.state.checkpoint_layers)
     for micro in worst_step(run):
         enter("forward")
@@ -150,12 +150,12 @@ def _measure_on_gpu(run: Run) -> tuple[int, Trace | None, list[Path]]:
     snapshot = run.folder / f"memory_snapshot_rank{engine.rank}.pickle"
     torch.cuda.memory._record_memory_history(max_entries=200_000)
     for number in range(STEPS - 1):
-        engine.reset_memory()
+        engine.reset_peak_memory()
         _run_worst_step(run)
-        say(f"step {number + 2}: {gib(engine.memory())} allocated, {gib(engine.reserved_memory())} reserved")
+        say(f"step {number + 2}: {gib(engine.peak_memory())} allocated, {gib(engine.peak_reserved_memory())} reserved")
     torch.cuda.memory._dump_snapshot(str(snapshot))
     torch.cuda.memory._record_memory_history(enabled=None)
-    return engine.memory(), None, [snapshot]
+    return engine.peak_memory(), None, [snapshot]
 
 
 def _write(run: Run, measured_trace: Trace, planned: Trace, measured: int) -> Iterator[Path]:

@@ -31,5 +31,5 @@ def train(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> dic
         run.engine.close()
         raise
     finally:
-        run.engine.release()
+        run.engine.release_run_folder()
     return results

@@ -1,4 +1,4 @@
-"""Devices, precision and ranks: the only rooms that know Accelerate, DeepSpeed and torch.distributed.
+"""What a rank does for training: device, precision, gradients, updates, and what it asks of the other ranks.
 
 Micro-steps are local: no collective runs in forward or backward. Once per optimizer step the gradients are summed over
 the ranks. So any mix of tasks gives the same gradient as one process with one big batch, and nothing waits for a rank
@@ -32,7 +32,7 @@ from pal_dist.optim.gradient_surgery import GradientSurgery
 
 
 class Engine:
-    """One rank's hands: puts things on its device, runs them in the run's precision, meets the other ranks."""
+    """One rank: its device, its precision, its share of the model and optimizer, and the other ranks."""
 
     def __init__(self, *, precision: str = "auto", strategy: str = "auto"):
         prepare_environment()
@@ -57,22 +57,22 @@ class Engine:
                 f"start with: accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 2 ..."
             )
         self.is_main = self.rank == 0
-        self.scale = LossScale() if self.precision.name == "fp16" else None
+        self.loss_scale = LossScale() if self.precision.name == "fp16" else None
         self.task_gradients: TaskGradients | None = None
-        """Where each task's gradient is kept apart from the others'; None: they are summed as they come."""
-        self.lock: Any = None
-        """Held on the run's folder by rank 0 until `release`."""
-        self.multiple = 8 if self.device.type == "cuda" else 1
-        """Sequence lengths are padded to a multiple of this: fused attention kernels want aligned masks."""
+        """Holds each task's gradient of the shared parameters by itself; None: they are summed as they come."""
+        self.run_folder_lock: Any = None
+        """Held by rank 0, from when the run's folder is chosen until `release_run_folder`."""
+        self.pad_to_multiple_of = 8 if self.device.type == "cuda" else 1
+        """Tokens: sequences are padded to a multiple of so many, since fused attention kernels want aligned masks."""
 
     def prepare(self, model: MultiTaskBert, optimizer: torch.optim.Optimizer) -> None:
-        """Take the model (already on the device) and its optimizer in hand. Ranks start from rank 0's parameters."""
+        """Spread the model (already on the device) and its optimizer as the strategy says, from rank 0's values."""
         self.model = model
         self.backend = self._backend(model, optimizer)
         self.backend.start()
 
     def separate_task_gradients(self, tasks: int) -> None:
-        """From now on each task's gradient of the shared encoder is kept apart until `apply_surgery`."""
+        """From now on each task's gradient of the shared encoder is held by itself until `apply_surgery`."""
         shared = [parameter for name, parameter in self.backend.names.items() if self.model.is_shared(name)]
         self.task_gradients = TaskGradients(shared, tasks, ranks=self.ranks)
 
@@ -82,7 +82,7 @@ class Engine:
         self.task_gradients.merge(surgery.weights(self.task_gradients.gram(), step))
 
     def _backend(self, model: MultiTaskBert, optimizer: torch.optim.Optimizer) -> ReplicatedBackend:
-        parts = model, optimizer, self.group, self.scale
+        parts = model, optimizer, self.group, self.loss_scale
         if self.strategy.kind == "replicated":
             return ReplicatedBackend(*parts)
         if self.ranks == 1:
@@ -104,9 +104,9 @@ class Engine:
         """No rank waits for another in forward or backward, so a step that fails on one can be dropped by all."""
         return self.ranks == 1 or not self.strategy.shares_parameters
 
-    def padded(self, length: int) -> int:
-        """The length to which a sequence of this length is padded here."""
-        return round_up(length, self.multiple)
+    def padded_length(self, length: int) -> int:
+        """Tokens to which a sequence of `length` tokens is padded on this device."""
+        return round_up(length, self.pad_to_multiple_of)
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch on this rank's device; the copy does not wait."""
@@ -118,11 +118,11 @@ class Engine:
         return Batch(*moved)  # type: ignore[arg-type]
 
     def forward(self, batch: Batch) -> Tensor:
-        """logits_BC in float32 (or the model's own wider type) of a placed batch."""
-        return self.run(self.model, batch)
+        """logits_BC in float32 (or the model's own wider type) of a batch on this device."""
+        return self.run_in_precision(self.model, batch)
 
-    def run(self, function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-        """The function of a placed batch in the run's precision; its result in float32, or its own wider type."""
+    def run_in_precision(self, function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+        """`function(batch)` under the run's autocast, for a batch on this device; in float32, or its own wider type."""
         with self.accelerator.autocast():
             result = function(batch)
         return result if result.dtype == torch.float64 else result.float()
@@ -142,9 +142,9 @@ class Engine:
         if task is not None:
             self.task_gradients.set_aside(task, last=last)
 
-    def advance(self, progress: float) -> None:
-        """The share of the run's steps that are done, for adapters that grow."""
-        self.model.advance(progress)
+    def set_progress(self, progress: float) -> None:
+        """Tell the adapters which share (0 to 1) of the run's steps is done: some train parts of them later."""
+        self.model.set_progress(progress)
 
     def checkpoint_layers(self, every: int) -> None:
         """Compute every `every`-th encoder layer again in backward instead of keeping it; 0: none."""
@@ -159,9 +159,10 @@ class Engine:
         self.backend.discard_gradients()
         if self.task_gradients is not None:
             self.task_gradients.discard()
-        self.free_caches()
+        self.empty_cache()
 
-    def free_caches(self) -> None:
+    def empty_cache(self) -> None:
+        """Give unused cached memory back to the device."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -170,26 +171,27 @@ class Engine:
         """Reduce, clip, update with this learning rate, and clear. Returns the gradient norm before clipping."""
         return self.backend.step(rate=rate, max_norm=max_norm)
 
-    def state(self) -> Iterator[tuple[str, Tensor, Moments]]:
-        """(name, whole value, optimizer's state) of each trained parameter; all ranks go through all of them."""
-        return self.backend.state()
+    def parameter_states(self) -> Iterator[tuple[str, Tensor, Moments]]:
+        """(name, whole value, optimizer's state) of each trained parameter. Every rank must go through all of them."""
+        return self.backend.parameter_states()
 
-    def values(self) -> Mapping[str, Tensor]:
+    def full_state_dict(self) -> Mapping[str, Tensor]:
         """The model's whole state, as for saving. Every rank must call it."""
-        return self.backend.values()
+        return self.backend.full_state_dict()
 
     def gather(self, item: Any) -> list[Any]:
         """Every rank's item, in rank order, on every rank."""
         return self.group.gather(item)
 
-    def wait(self) -> None:
+    def wait_for_everyone(self) -> None:
+        """Return when every rank has called it. No device takes part."""
         self.group.vote(0)
 
     def hardware(self) -> Hardware:
         """This rank's device as it reports itself: its free memory is what other processes leave."""
         return hardware_of(self.device)
 
-    def memory(self) -> int:
+    def peak_memory(self) -> int:
         """Bytes in use: the highest so far on a GPU, this process's resident memory on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
@@ -197,37 +199,37 @@ class Engine:
 
         return int(psutil.Process().memory_info().rss)
 
-    def reserved_memory(self) -> int:
-        """Highest bytes taken from the device so far; on a CPU the same as `memory`."""
-        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else self.memory()
+    def peak_reserved_memory(self) -> int:
+        """Highest bytes that PyTorch has reserved on the device so far; on a CPU the same as `peak_memory`."""
+        return torch.cuda.max_memory_reserved(self.device) if self.device.type == "cuda" else self.peak_memory()
 
-    def reset_memory(self) -> None:
-        """Let the highest figures begin anew."""
+    def reset_peak_memory(self) -> None:
+        """Let the peaks begin anew."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def seed(self, *numbers: int) -> None:
+    def set_seed(self, *numbers: int) -> None:
         """Random numbers are from now on a function of these numbers and the rank: dropout of a step does not depend
         on what ran before it, so a step that is resumed or run again needs no remembered state."""
         state = np.random.SeedSequence([*numbers, self.rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0] >> np.uint64(1)))
 
-    def scaler_state(self) -> dict[str, Any]:
+    def loss_scale_state(self) -> dict[str, Any]:
         """State of fp16's loss scaling; empty in other precisions."""
-        return {} if self.scale is None else self.scale.state_dict()
+        return {} if self.loss_scale is None else self.loss_scale.state_dict()
 
-    def set_scaler_state(self, state: dict[str, Any]) -> None:
-        if state and self.scale is not None:
-            self.scale.load_state_dict(state)
+    def load_loss_scale_state(self, state: dict[str, Any]) -> None:
+        if state and self.loss_scale is not None:
+            self.loss_scale.load_state_dict(state)
 
-    def release(self) -> None:
-        """Let go of the run's folder."""
-        if self.lock is not None:
-            self.lock.release()
+    def release_run_folder(self) -> None:
+        """Give up the lock on the run's folder, where this rank holds it."""
+        if self.run_folder_lock is not None:
+            self.run_folder_lock.release()
 
     def close(self) -> None:
         """Leave the other ranks."""
-        self.release()
+        self.release_run_folder()
         self.group.leave()
 
 

@@ -46,24 +46,24 @@ class FSDP2Backend(ReplicatedBackend):
     def step(self, *, rate: float, max_norm: float) -> Tensor:
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         local: list[Any] = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
-        overflow = self.scale is not None and bool(self.group.vote(int(self.scale.unscale(local))))
+        overflow = self.loss_scale is not None and bool(self.group.vote(int(self.loss_scale.unscale(local))))
         norm: Any = nn.utils.clip_grad_norm_(self.trained, max_norm or float("inf"))
         self._update(rate, overflow)
         return torch.as_tensor(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    def state(self) -> Iterator[tuple[str, Tensor, Moments]]:
+    def parameter_states(self) -> Iterator[tuple[str, Tensor, Moments]]:
         for name, parameter in self.names.items():
             moments = {key: _whole(value) for key, value in self.optimizer.state.get(parameter, {}).items()}
             yield name, _whole(parameter.detach()), moments
 
-    def load(self, name: str, moments: Moments) -> None:
+    def load_optimizer_state(self, name: str, moments: Moments) -> None:
         parameter: Any = self.names[name]
         for key, value in moments.items():
             if isinstance(value, Tensor) and value.ndim:
                 value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
             self.optimizer.state[parameter][key] = value
 
-    def values(self) -> Mapping[str, Tensor]:
+    def full_state_dict(self) -> Mapping[str, Tensor]:
         return {name: _whole(value).cpu() for name, value in self.model.state_dict().items()}
 
 

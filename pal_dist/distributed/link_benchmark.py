@@ -9,9 +9,9 @@ from statistics import median
 import torch
 from torch import distributed
 
+from pal_dist.core.units import MEBIBYTE
 from pal_dist.distributed.process_group import ProcessGroup
 
-MEBIBYTE = 1 << 20
 SIZES = (1, 16, 64)
 """MiB summed over all ranks; the last is near the buffer through which gradients go (distributed/replicated.py)."""
 
@@ -50,20 +50,20 @@ def benchmark_links(group: ProcessGroup, device: torch.device) -> LinkBenchmark:
     group.vote(0)
     clock = time.time()
     _wait_for(device)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(PRODUCTS):
         matrix = matrix @ matrix
     _wait_for(device)
-    return LinkBenchmark(summed, time.perf_counter() - begun, clock)
+    return LinkBenchmark(summed, time.perf_counter() - started, clock)
 
 
 def _timed_sum(values: torch.Tensor, device: torch.device) -> float:
     values.fill_(1.0)
     _wait_for(device)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     distributed.all_reduce(values)
     _wait_for(device)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def _wait_for(device: torch.device) -> None:

@@ -43,7 +43,9 @@ class LossScale:
     after `patience` steps without. The same on all ranks, for all strategies."""
 
     def __init__(self, scale: float = 65536.0, *, patience: int = 2000):
-        self.scale, self.patience, self.fine = scale, patience, 0
+        self.scale, self.patience = scale, patience
+        self.good_steps = 0
+        """Steps without overflow since the scale last changed."""
 
     def unscale(self, gradients: list[Tensor]) -> bool:
         """Divide the gradients by the scale, in place; whether one of them is not finite. Waits for the device."""
@@ -53,14 +55,16 @@ class LossScale:
         return bool(overflow.item())
 
     def update(self, overflow: bool) -> None:
-        self.fine = 0 if overflow else self.fine + 1
+        """Take note of a step, which overflowed or did not."""
+        self.good_steps = 0 if overflow else self.good_steps + 1
         if overflow:
             self.scale /= 2
-        elif self.fine == self.patience:
-            self.scale, self.fine = self.scale * 2, 0
+        elif self.good_steps == self.patience:
+            self.scale, self.good_steps = self.scale * 2, 0
 
     def state_dict(self) -> dict[str, float]:
-        return {"scale": self.scale, "fine": self.fine}
+        """`fine` is the name of `good_steps` in checkpoints."""
+        return {"scale": self.scale, "fine": self.good_steps}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.scale, self.fine = state["scale"], int(state["fine"])
+        self.scale, self.good_steps = state["scale"], int(state["fine"])

@@ -89,7 +89,7 @@ class ProcessGroup:
                 + ". Give every process the same --num_processes"
             )
 
-    def use_all_nodes(self) -> None:
+    def check_all_nodes_used(self) -> None:
         """Raises UserError where the batch job has nodes that this run does not use."""
         check_nodes(os.environ, self.ranks, self.local_ranks)
 
@@ -138,15 +138,15 @@ class ProcessGroup:
             raise UserError(f"the ranks are about to do different things, so all of them stop:\n{lines}")
         return max(int(other[1]) for other in seen)
 
-    def watch(self, hang_seconds: float) -> None:
-        """Begin to watch the other ranks, and to be watched."""
+    def start_watchdog(self, hang_seconds: float) -> None:
+        """Begin to watch the other ranks and to be watched; `hang_seconds` without progress end the run."""
         if self.ranks > 1:
             self.watchdog = Watchdog(self.store, self.rank, self.ranks, hang_seconds)
 
-    def progress(self, doing: str) -> None:
+    def report_progress(self, doing: str) -> None:
         """What this rank is doing now, for the others to name if it stops."""
         if self.watchdog is not None:
-            self.watchdog.doing, self.watchdog.moved = doing, time.monotonic()
+            self.watchdog.doing, self.watchdog.last_progress = doing, time.monotonic()
 
     @contextmanager
     def explain_lost_ranks(self) -> Iterator[None]:

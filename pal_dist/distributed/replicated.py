@@ -1,4 +1,4 @@
-"""What a way of spreading a model over processes has to be able to do, and the way where every process holds all."""
+"""The replicated strategies (one process, DDP), and so what every other strategy's backend must offer too."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class ReplicatedBackend:
     """
 
     def __init__(
-        self, model: MultiTaskBert, optimizer: torch.optim.Optimizer, group: ProcessGroup, scale: LossScale | None
+        self, model: MultiTaskBert, optimizer: torch.optim.Optimizer, group: ProcessGroup, loss_scale: LossScale | None
     ):
-        self.model, self.optimizer, self.group, self.scale = model, optimizer, group, scale
+        self.model, self.optimizer, self.group, self.loss_scale = model, optimizer, group, loss_scale
         self.names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.trained = list(self.names.values())
         self.buffer = torch.empty(0)
@@ -45,13 +45,13 @@ class ReplicatedBackend:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-batch's gradients to this rank's; `last`: none follows in this step."""
-        (loss if self.scale is None else loss * self.scale.scale).backward()
+        (loss if self.loss_scale is None else loss * self.loss_scale.scale).backward()
 
     def step(self, *, rate: float, max_norm: float) -> Tensor:
         """Sum over the ranks, clip, update with this learning rate, and clear. Returns the norm before clipping."""
         self.reduce()
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        overflow = self.scale is not None and self.scale.unscale(gradients)
+        overflow = self.loss_scale is not None and self.loss_scale.unscale(gradients)
         norm = nn.utils.clip_grad_norm_(self.trained, max_norm or float("inf"))
         self._update(rate, overflow)
         return norm
@@ -61,8 +61,8 @@ class ReplicatedBackend:
             group["lr"] = rate
         if not overflow:
             self.optimizer.step()
-        if self.scale is not None:
-            self.scale.update(overflow)
+        if self.loss_scale is not None:
+            self.loss_scale.update(overflow)
         self.discard_gradients()
 
     def reduce(self) -> None:
@@ -76,19 +76,19 @@ class ReplicatedBackend:
         for parameter in self.trained:
             parameter.grad = None
 
-    def state(self) -> Iterator[tuple[str, Tensor, Moments]]:
+    def parameter_states(self) -> Iterator[tuple[str, Tensor, Moments]]:
         """(name, whole value, optimizer's state) of each trained parameter. Every rank must go through all of them."""
         for name, parameter in self.names.items():
             yield name, parameter.data, dict(self.optimizer.state.get(parameter, {}))
 
-    def load(self, name: str, moments: Moments) -> None:
+    def load_optimizer_state(self, name: str, moments: Moments) -> None:
         """Put a parameter's optimizer state in place (its value was there before `start`)."""
         parameter = self.names[name]
         for key, value in moments.items():
             entry = value.to(parameter.device) if isinstance(value, Tensor) else value
             self.optimizer.state[parameter][key] = entry
 
-    def values(self) -> Mapping[str, Tensor]:
+    def full_state_dict(self) -> Mapping[str, Tensor]:
         """The model's whole state, as for saving. Every rank must call it."""
         return self.model.state_dict()
 

@@ -29,33 +29,32 @@ LOST, HUNG = RankLostError.exit_code, 71
 
 
 class Watchdog(threading.Thread):
-    """Ends this process, in words, where another rank is gone, aborts, or nobody moves any more."""
+    """Ends this process with a reason where another rank is gone or aborts, or where nobody moves any more."""
 
     def __init__(self, store: Any, rank: int, ranks: int, hang_seconds: float):
         super().__init__(daemon=True, name="watchdog")
         self.store, self.rank, self.ranks, self.hang_seconds = store.clone(), rank, ranks, hang_seconds
-        self.doing, self.moved = "starting", float("inf")  # reading the data may take as long as it takes
-        self.over = threading.Event()
+        self.doing, self.last_progress = "starting", float("inf")  # reading the data may take as long as it takes
+        self.stopped = threading.Event()
         self.heartbeats: dict[int, tuple[str, float]] = {}
         """Each other rank's last heartbeat, and when it was new."""
         self.start()
 
     def run(self) -> None:
         beat = 0
-        while not self.over.wait(TICK_SECONDS):
+        while not self.stopped.wait(TICK_SECONDS):
             beat += 1
             try:
                 self.store.set(f"beat/{self.rank}", json.dumps([beat, self.doing]))
-                self._look()
+                self._check_other_ranks()
             except (RuntimeError, OSError, ValueError) as error:
-                if self.over.is_set() or self._last_heard(0) == "done":
+                if self.stopped.is_set() or self._last_heard(0) == "done":
                     return
                 exit_process(
-                    LOST,
-                    f"rank {self.rank}, {self.doing}: rank 0 is gone with the store ({first_line(error)})",
+                    LOST, f"rank {self.rank}, {self.doing}: rank 0 is gone with the store ({first_line(error)})"
                 )
 
-    def _look(self) -> None:
+    def _check_other_ranks(self) -> None:
         now = time.monotonic()
         if self.store.check(["abort"]):
             rank, code, reason = json.loads(self.store.get("abort"))
@@ -74,14 +73,15 @@ class Watchdog(threading.Thread):
                 exit_process(
                     LOST, f"rank {self.rank}, {self.doing}: rank {rank} is gone; it was last seen {doing[rank]}"
                 )
-        if now - self.moved > self.hang_seconds:
+        if now - self.last_progress > self.hang_seconds:
             others = "; ".join(f"rank {rank} {what}" for rank, what in doing.items())
             if self.rank == 0:  # which may hold the store
                 time.sleep(4 * TICK_SECONDS)
             exit_process(HUNG, f"rank {self.rank} {self.doing} has not moved for {self.hang_seconds:.0f} s; {others}")
 
     def abort(self, code: int, reason: str) -> None:
-        self.over.set()
+        """Tell the other ranks to end with this exit code, and stop watching."""
+        self.stopped.set()
         self.store.set("abort", json.dumps([self.rank, code, reason]))
         time.sleep(3 * TICK_SECONDS)  # rank 0 may hold the store: the others read it first
 
@@ -91,18 +91,17 @@ class Watchdog(threading.Thread):
 
     def stop(self) -> None:
         """Say that this rank is done. The others go on without it."""
-        aborted = self.over.is_set()
+        aborted = self.stopped.is_set()
         self.doing = "done"
-        self.over.set()
+        self.stopped.set()
         self.join()
         with suppress(RuntimeError, OSError):  # rank 0 may have left with the store
             self.store.set(f"beat/{self.rank}", json.dumps([-1, "done"]))
             until = time.monotonic() + PARTING_SECONDS
-            while self.rank == 0 and not aborted and time.monotonic() < until and not self._alone():
+            while self.rank == 0 and not aborted and time.monotonic() < until and not self._others_are_done():
                 time.sleep(TICK_SECONDS / 10)
 
-    def _alone(self) -> bool:
-        """Whether each other rank is done."""
+    def _others_are_done(self) -> bool:
         others = (f"beat/{rank}" for rank in range(1, self.ranks))
         return all(self.store.check([key]) and b'"done"' in self.store.get(key) for key in others)
 

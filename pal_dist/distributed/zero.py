@@ -38,11 +38,11 @@ class ZeroBackend(ReplicatedBackend):
         model: MultiTaskBert,
         optimizer: torch.optim.Optimizer,
         group: ProcessGroup,
-        scale: LossScale | None,
+        loss_scale: LossScale | None,
         *,
         strategy: Strategy,
     ):
-        super().__init__(model, optimizer, group, scale)
+        super().__init__(model, optimizer, group, loss_scale)
         self.strategy = strategy
         self.collecting: AbstractContextManager[None] | None = None
 
@@ -70,13 +70,13 @@ class ZeroBackend(ReplicatedBackend):
         if self.collecting is None:
             self.collecting = self.wrapped.coalesce_grad_reduction()
             self.collecting.__enter__()
-        scale = 1.0 if self.scale is None else self.scale.scale
-        (loss * (scale * self.group.ranks)).backward()  # DeepSpeed divides the sum by the number of ranks
+        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale.scale
+        (loss * (loss_scale * self.group.ranks)).backward()  # DeepSpeed divides the sum by the number of ranks
 
     def step(self, *, rate: float, max_norm: float) -> Tensor:
         assert self.collecting is not None, "a step needs a backward pass"
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        overflow = self.scale is not None and bool(self.group.vote(int(self.scale.unscale(gradients))))
+        overflow = self.loss_scale is not None and bool(self.group.vote(int(self.loss_scale.unscale(gradients))))
         if overflow:
             self._update(rate, overflow)
             return torch.tensor(float("inf"))
@@ -111,7 +111,7 @@ class ZeroBackend(ReplicatedBackend):
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def state(self) -> Iterator[tuple[str, Tensor, Moments]]:
+    def parameter_states(self) -> Iterator[tuple[str, Tensor, Moments]]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         self._link()
@@ -122,7 +122,7 @@ class ZeroBackend(ReplicatedBackend):
             moments: Moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
             yield name, safe_get_full_fp32_param(parameter), {**moments, "step": updates.clone()}
 
-    def load(self, name: str, moments: Moments) -> None:
+    def load_optimizer_state(self, name: str, moments: Moments) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if not any(self.inner.state.values()):
@@ -141,7 +141,7 @@ class ZeroBackend(ReplicatedBackend):
             padded = F.pad(value.flatten(), (0, -value.numel() % self.group.ranks))
             safe_set_local_optimizer_state(self.names[name], padded.chunk(self.group.ranks)[self.group.rank], key)
 
-    def values(self) -> Mapping[str, Tensor]:
+    def full_state_dict(self) -> Mapping[str, Tensor]:
         if self.strategy.stage < 3:
             return self.model.state_dict()
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters

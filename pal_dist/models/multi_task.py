@@ -183,10 +183,10 @@ class MultiTaskBert(PreTrainedModel):
                 for parameter in holder.values():
                     yield reader, parameter
 
-    def advance(self, progress: float) -> None:
-        """Tell every adapter the share of the run's steps that are done."""
+    def set_progress(self, progress: float) -> None:
+        """Tell every adapter which share (0 to 1) of the run's steps is done."""
         for adapter in self.task_adapters.values():
-            adapter.advance(progress)
+            adapter.set_progress(progress)
 
     @property
     def padding_id(self) -> int:

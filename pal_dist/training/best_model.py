@@ -54,7 +54,11 @@ class BestModel:
     def _save(self, name: str, metrics: Metrics, unchanged: Sequence[str] = ()) -> None:
         """Write the model into the run's folder; adapters and heads of `unchanged` tasks stay as they are there."""
         run = self.run
-        values = {name: value for name, value in run.engine.values().items() if not name.startswith(LEARNED_VARIANCES)}
+        values = {
+            name: value
+            for name, value in run.engine.full_state_dict().items()
+            if not name.startswith(LEARNED_VARIANCES)
+        }
         if not run.engine.is_main:
             return
         folder = run.folder / name

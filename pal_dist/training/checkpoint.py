@@ -61,11 +61,11 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep
     _all_or_nothing(engine, failure, draft)
     if engine.is_main:
         sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
-        write_json(draft / STATE, {**state, "scaler": engine.scaler_state(), "files": sizes})
+        write_json(draft / STATE, {**state, "scaler": engine.loss_scale_state(), "files": sizes})
         replace_folder(draft, target)
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
-    engine.wait()
+    engine.wait_for_everyone()
 
 
 def _all_or_nothing(engine: Engine, failure: UserError | None, draft: Path) -> None:
@@ -80,7 +80,7 @@ def _all_or_nothing(engine: Engine, failure: UserError | None, draft: Path) -> N
 def _own_part(engine: Engine) -> dict[str, Tensor]:
     """Every n-th parameter with its optimizer state. All ranks walk through all of them: some have to be gathered."""
     tensors: dict[str, Tensor] = {}
-    for index, (name, value, moments) in enumerate(engine.state()):
+    for index, (name, value, moments) in enumerate(engine.parameter_states()):
         if index % engine.ranks != engine.rank:
             continue
         tensors[f"{name}/{VALUE}"] = value.detach().cpu().contiguous()
@@ -126,7 +126,7 @@ def load_state(path: Path, engine: Engine) -> dict[str, Any]:
     """The run's state as it was saved; the loss scale goes to the engine."""
     state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
     state.pop("files")
-    engine.set_scaler_state(state.pop("scaler"))
+    engine.load_loss_scale_state(state.pop("scaler"))
     return state
 
 
@@ -157,4 +157,4 @@ def load_moments(path: Path, engine: Engine) -> None:
             if key != VALUE
         }
         if moments:
-            engine.backend.load(name, moments)
+            engine.backend.load_optimizer_state(name, moments)

@@ -84,7 +84,7 @@ def run_rows(
     halves, which no other rank needs to know.
 
     Args:
-        function: (B, outputs) of a placed batch.
+        function: (B, outputs) of a batch on the engine's device.
         rows: a stretch without gaps.
         budget: tokens of a batch, padding included.
         gathers: the function gathers parameters from the other ranks.
@@ -92,22 +92,23 @@ def run_rows(
 
     Raises DoesNotFitError where one example alone runs out of memory.
     """
+    multiple = engine.pad_to_multiple_of
     waiting = evaluation_batches(
         corpus.lengths[rows.start : rows.stop],
         budget=budget,
         rank=engine.rank,
         ranks=engine.ranks,
-        multiple=engine.multiple,
+        multiple=multiple,
     )[::-1]
     if gathers:  # in every batch: the same number of them on every rank
         most = max(engine.gather(len(waiting)))
         waiting = [*[np.zeros(1, dtype=np.int64)] * (most - len(waiting)), *waiting]
     outputs_of_parts: list[tuple[Rows, NDArray[Any]]] = []
     while waiting:
-        engine.group.progress(f"{doing} {task.name}")
+        engine.group.report_progress(f"{doing} {task.name}")
         part, failure = waiting.pop(), ""
         try:
-            batch = corpus.batch(task.name, part + rows.start, padding_id=padding_id, multiple=engine.multiple)
+            batch = corpus.batch(task.name, part + rows.start, padding_id=padding_id, multiple=multiple)
             outputs_of_parts.append((part, function(engine.to_device(batch)).cpu().numpy()))
         except Exception as error:
             if not is_out_of_memory(error) or (gathers and engine.ranks > 1):
@@ -116,7 +117,7 @@ def run_rows(
         if failure:  # outside of `except`, whose traceback holds the batch
             if len(part) == 1:
                 raise DoesNotFitError(f"{doing} {task.name}: one example alone runs out of memory ({failure[:80]})")
-            engine.free_caches()
+            engine.empty_cache()
             waiting += np.array_split(part, 2)[::-1]
     results = np.empty((len(rows), outputs), dtype=dtype)
     for share in engine.gather(outputs_of_parts):

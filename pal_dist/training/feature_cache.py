@@ -177,7 +177,7 @@ class FeatureCache:
                 rows = range(start, min(start + stretch, shape[0]))
                 values = run_rows(
                     engine,
-                    lambda batch: engine.run(self.model.pooled, batch),
+                    lambda batch: engine.run_in_precision(self.model.pooled, batch),
                     task,
                     corpus,
                     rows,

@@ -37,7 +37,7 @@ def plan_memory(config: RunConfig, model: MultiTaskBert, engine: Engine, schedul
         strategy=packaged_name(engine.strategy),
         precision=engine.precision.name,
         ranks=engine.ranks,
-        multiple=engine.multiple,
+        multiple=engine.pad_to_multiple_of,
         sampling=schedule.sampling,
         lengths=schedule.lengths,
     )
@@ -59,7 +59,7 @@ def apply_plan(state: RunState, config: RunConfig, planned: PlannedRun | None, e
 
 def use_one_micro_batch_per_task(state: RunState, engine: Engine, schedule: Schedule) -> None:
     """Let a task's examples of a step be one micro-batch, however long their texts: only features go to the heads."""
-    longest = max(engine.padded(int(lengths.max())) for lengths in schedule.lengths)
+    longest = max(engine.padded_length(int(lengths.max())) for lengths in schedule.lengths)
     state.tokens_per_micro_batch = schedule.sampling.examples_per_step * longest
     state.micro_batch_cost = max(MICRO_BATCH_COST, state.tokens_per_micro_batch)  # cutting saves no padding
 

@@ -90,6 +90,6 @@ class LogWindow:
             "examples_per_second": sum(examples.values()) / seconds,
             "tokens_per_second": tokens / seconds,
             "useful_token_share": useful_tokens / tokens,
-            "memory_gib": engine.memory() / GIBIBYTE,
+            "memory_gib": engine.peak_memory() / GIBIBYTE,
             "seconds_left": state.seconds / state.step * (run.total_steps - state.step),
         }

@@ -65,7 +65,7 @@ class Run:
             budget=self.state.tokens_per_micro_batch,
             rank=self.engine.rank,
             ranks=self.engine.ranks,
-            multiple=self.engine.multiple,
+            multiple=self.engine.pad_to_multiple_of,
             cost=self.state.micro_batch_cost,
         )
 
@@ -73,7 +73,7 @@ class Run:
         """The micro-batch's tokens and labels, on the CPU."""
         name = self.tasks[micro.task].name
         corpus = self.corpora.train[name]
-        return corpus.batch(name, micro.rows, padding_id=self.model.padding_id, multiple=self.engine.multiple)
+        return corpus.batch(name, micro.rows, padding_id=self.model.padding_id, multiple=self.engine.pad_to_multiple_of)
 
     def forward(self, micro: MicroBatch) -> tuple[Batch, Tensor]:
         """The micro-batch on this rank's device, and its summed loss: a scalar in float32 or wider, graph included."""

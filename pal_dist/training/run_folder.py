@@ -49,7 +49,7 @@ def open_folder(
     outcome: Any = None
     if engine.is_main:
         try:
-            folder, checkpoint, engine.lock = _claim(config, origins, hashes)
+            folder, checkpoint, engine.run_folder_lock = _claim(config, origins, hashes)
             outcome = folder, checkpoint
         except UserError as error:
             outcome = error

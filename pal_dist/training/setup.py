@@ -100,8 +100,8 @@ def join_ranks(config: RunConfig) -> Engine:
     """This process among the others, watched from now on. Raises UserError where they cannot train this run."""
     engine = Engine(precision=config.train.precision, strategy=config.train.strategy)
     check_compatible(config, engine.strategy)
-    engine.group.use_all_nodes()
-    engine.group.watch(60 * config.train.hang_minutes)
+    engine.group.check_all_nodes_used()
+    engine.group.start_watchdog(60 * config.train.hang_minutes)
     return engine
 
 

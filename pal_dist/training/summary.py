@@ -112,7 +112,7 @@ def planned_share(run: Run, *, steps: int = LOOKED_AT) -> tuple[float, float]:
         for micro in run.micro_batches(step_rows):
             lengths = run.schedule.lengths[micro.task][micro.rows]
             useful_tokens += int(lengths.sum())
-            tokens += len(lengths) * round_up(int(lengths.max()), run.engine.multiple)
+            tokens += len(lengths) * round_up(int(lengths.max()), run.engine.pad_to_multiple_of)
             micro_batches += 1
     return useful_tokens / tokens, micro_batches / steps
 
@@ -139,7 +139,7 @@ def collect_results(run: Run) -> dict[str, Any]:
         "total_seconds": since_start(),
         "parameters": run.parameters["total"],
         "parameters_by_part": run.parameters,
-        "peak_memory_bytes": run.engine.memory(),
+        "peak_memory_bytes": run.engine.peak_memory(),
         "precision": run.engine.precision.name,
         "ranks": run.engine.ranks,
         "features_cached": run.features is not None,

@@ -68,7 +68,7 @@ class Trainer:
         into micro-batches nor the ranks change the gradient.
         """
         lengths, options = self.run.schedule.lengths, self.config.optimizer
-        longest = max(self.engine.padded(int(lengths[task][rows].max())) for task, rows in step_rows)
+        longest = max(self.engine.padded_length(int(lengths[task][rows].max())) for task, rows in step_rows)
         for result in self.guard.retry_on_oom(lambda: list(self.accumulate(step_rows)), longest=longest):
             self.log_window.add(result)
         rate = self.run.peak_rate * learning_rate_factor(
@@ -81,9 +81,9 @@ class Trainer:
         examples = {task: len(rows) for task, rows in step_rows}
         total = sum(examples.values())
         weights = self.task_weights.factors(examples)
-        self.engine.seed(self.config.train.seed, self.state.step)
+        self.engine.set_seed(self.config.train.seed, self.state.step)
         self.engine.checkpoint_layers(self.state.checkpoint_layers)
-        self.engine.advance(self.state.step / self.run.total_steps)
+        self.engine.set_progress(self.state.step / self.run.total_steps)
         micros = self.run.micro_batches(step_rows)
         for micro, following in zip_longest(micros, micros[1:]):
             batch, loss_sum = self.run.forward(micro)
@@ -107,7 +107,7 @@ class Trainer:
         was asked to stop.
         """
         run, step = self.run, self.state.step + 1
-        self.engine.group.progress(f"in step {step} ({describe_examples(run, step_rows)})")
+        self.engine.group.report_progress(f"in step {step} ({describe_examples(run, step_rows)})")
         request = self.engine.group.agree(
             step_fingerprint(run, step_rows), self.preemption.request(), lambda: describe_step(run, step_rows)
         )
@@ -165,7 +165,7 @@ class Trainer:
             self.log()
         else:
             self.log_window.stop_clock()
-        self.engine.group.progress(f"saving after step {self.state.step}")
+        self.engine.group.report_progress(f"saving after step {self.state.step}")
         self.run.report.set_state("saving", self.state.step)
         self.state.conflict = {} if self.surgery is None else self.surgery.state_dict()
         folder = self.run.folder / run_files.CHECKPOINTS

@@ -30,7 +30,7 @@ class ProofResult:
 
 
 def worst_micro_batches(
-    lengths: Sequence[NDArray[np.int32]], *, tokens: int, rows: int, padded: Callable[[int], int]
+    lengths: Sequence[NDArray[np.int32]], *, tokens: int, rows: int, padded_length: Callable[[int], int]
 ) -> list[MicroBatch]:
     """Each task's largest micro-batch: its longest examples, as many as the budget and a step hold.
 
@@ -40,14 +40,14 @@ def worst_micro_batches(
         lengths: tokens of every training example, by task.
         tokens: budget of a micro-batch, padding included.
         rows: most examples of one task that one rank meets in a step.
-        padded: the length to which a sequence of this length is padded.
+        padded_length: the length to which a sequence of this length is padded.
     """
     worst = []
     for task, task_lengths in enumerate(lengths):
-        longest = padded(int(task_lengths.max()))
+        longest = padded_length(int(task_lengths.max()))
         count = max(1, min(rows, len(task_lengths), tokens // longest))
         worst.append(MicroBatch(task, np.argsort(-task_lengths, kind="stable")[:count].astype(np.int64)))
-    return sorted(worst, key=lambda micro: len(micro.rows) * padded(int(lengths[micro.task].max())))
+    return sorted(worst, key=lambda micro: len(micro.rows) * padded_length(int(lengths[micro.task].max())))
 
 
 def run_worst_batches(run: Run, *, rows: int, state_bytes: int) -> ProofResult:
@@ -66,16 +66,18 @@ def run_worst_batches(run: Run, *, rows: int, state_bytes: int) -> ProofResult:
         ran.clear()
         place_of_state = torch.empty(state_bytes, dtype=torch.uint8, device=engine.device)
         engine.checkpoint_layers(state.checkpoint_layers)
-        worst = worst_micro_batches(lengths, tokens=state.tokens_per_micro_batch, rows=rows, padded=engine.padded)
+        worst = worst_micro_batches(
+            lengths, tokens=state.tokens_per_micro_batch, rows=rows, padded_length=engine.padded_length
+        )
         for micro in worst:
             engine.backward(run.forward(micro)[1], 1)
-            ran.append((micro.task, len(micro.rows), engine.padded(int(lengths[micro.task][micro.rows].max()))))
+            ran.append((micro.task, len(micro.rows), engine.padded_length(int(lengths[micro.task][micro.rows].max()))))
         del place_of_state
         return ran
 
     engine.model.train()
-    engine.reset_memory()
-    run.guard.retry_on_oom(attempt, longest=max(engine.padded(int(each.max())) for each in lengths))
-    result = ProofResult(tuple(ran), engine.memory(), engine.reserved_memory())
+    engine.reset_peak_memory()
+    run.guard.retry_on_oom(attempt, longest=max(engine.padded_length(int(each.max())) for each in lengths))
+    result = ProofResult(tuple(ran), engine.peak_memory(), engine.peak_reserved_memory())
     engine.discard_step()
     return result

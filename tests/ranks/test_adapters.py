@@ -162,10 +162,10 @@ class TestProgressive:
             nn.init.normal_(parameter)
         nn.init.zeros_(adapter.gates["1"])
         hidden = torch.randn(2, 5, 24)
-        adapter.advance(0.0)
+        adapter.set_progress(0.0)
         assert adapter.residual(1, hidden, hidden, None, 5) is None
         assert adapter.residual(2, hidden, hidden, None, 5) is not None
-        adapter.advance(0.25)
+        adapter.set_progress(0.25)
         assert not adapter.residual(1, hidden, hidden, None, 5).any()
 
     @pytest.mark.parametrize("strategy", ["zero2", "fsdp2"])

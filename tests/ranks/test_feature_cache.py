@@ -64,7 +64,7 @@ def fit_in_float64(run: RunConfig, cache_dir: Path) -> tuple[dict[str, np.ndarra
     state = trainer.fit()
     trainer.run.report.close()
     trainer.engine.close()
-    return {name: value.numpy() for name, value in trainer.engine.values().items()}, (
+    return {name: value.numpy() for name, value in trainer.engine.full_state_dict().items()}, (
         state.examples,
         state.best_metrics,
     )

@@ -20,7 +20,7 @@ def train(run: RunConfig, cache_dir: Path, scale: float, overflow_at: int = -1) 
     trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     engine = trainer.engine
     if scale:
-        engine.scale = engine.backend.scale = LossScale(scale)
+        engine.loss_scale = engine.backend.loss_scale = LossScale(scale)
     honest = engine.backend.backward
 
     def backward(loss: torch.Tensor, *, last: bool) -> None:
@@ -30,7 +30,7 @@ def train(run: RunConfig, cache_dir: Path, scale: float, overflow_at: int = -1) 
     engine.backend.backward = backward  # type: ignore[method-assign]
     trainer.fit()
     trainer.run.report.close()
-    return {name: value.numpy() for name, value in engine.values().items()}, engine.scaler_state()
+    return {name: value.numpy() for name, value in engine.full_state_dict().items()}, engine.loss_scale_state()
 
 
 @pytest.mark.long

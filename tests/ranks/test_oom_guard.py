@@ -183,7 +183,8 @@ def train_under_zero(run: RunConfig, cache_dir: Path, place: str = "", faulty: t
         arm(trainer, place, "last")
     state = trainer.fit()
     trainer.run.report.close()
-    return {name: value.numpy() for name, value in trainer.engine.values().items()}, state.tokens_per_micro_batch
+    parameters = {name: value.numpy() for name, value in trainer.engine.full_state_dict().items()}
+    return parameters, state.tokens_per_micro_batch
 
 
 @pytest.mark.long

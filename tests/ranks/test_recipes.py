@@ -109,7 +109,7 @@ def test_the_joint_recipe_goes_on_from_the_merged_model(
     assert all(torch.equal(value, saved[name]) for name, value in trainer.engine.model.state_dict().items())
     trainer.run.report.close()
     trainer.engine.close()
-    trainer.engine.release()
+    trainer.engine.release_run_folder()
 
 
 def test_a_constant_rate_is_what_a_run_has(tiny_run: Callable[..., RunConfig], cache_dir: Path) -> None:

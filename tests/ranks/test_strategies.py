@@ -71,7 +71,7 @@ def fit_with_other_tasks_on_the_other_rank(run: RunConfig, cache_dir: Path) -> P
         trainer.run.micro_batches = lambda served: honest(served)[::-1]  # type: ignore[method-assign]
     trainer.fit()
     trainer.run.report.close()
-    return {name: value.detach().numpy().copy() for name, value in trainer.engine.values().items()}
+    return {name: value.detach().numpy().copy() for name, value in trainer.engine.full_state_dict().items()}
 
 
 @pytest.mark.long

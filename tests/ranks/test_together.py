@@ -116,7 +116,7 @@ def test_a_hang_is_named(meet) -> None:
 def watch_a_silent_rank() -> Any:
     pal_dist.distributed.watchdog.LOST_SECONDS = 5.0
     engine = Engine()
-    engine.group.watch(1000)
+    engine.group.start_watchdog(1000)
     if engine.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)  # its connections stay open
     time.sleep(3 * SECONDS)
@@ -131,7 +131,7 @@ def test_a_silent_rank_is_noticed() -> None:
 
 def leave_at_different_times() -> str:
     engine = Engine()
-    engine.group.watch(1000)
+    engine.group.start_watchdog(1000)
     time.sleep(3 if engine.rank == 1 else 1)
     engine.group.leave()
     return "left"

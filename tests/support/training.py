@@ -74,7 +74,7 @@ def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
         count = sum(len(rows) for _, rows in served)
         losses = []
         for adapter in model.adapters.values():
-            adapter.advance(step / total)
+            adapter.set_progress(step / total)
         for index, rows in served:
             batch = corpora[index].batch(tasks[index].name, rows)
             losses.append(tasks[index].objective.loss(model(batch), batch.labels_B))
@@ -98,7 +98,7 @@ def assert_same(found: Parameters, expected: Parameters, tolerance: float = 1e-1
 def fit_quietly(run: RunConfig, cache_dir: Path) -> tuple[Parameters, dict[str, Any]]:
     trainer = Trainer(set_up(run, {}, cache_dir=cache_dir))
     state = trainer.fit()
-    values = {name: value.detach().float().numpy().copy() for name, value in trainer.engine.values().items()}
+    values = {name: value.detach().float().numpy().copy() for name, value in trainer.engine.full_state_dict().items()}
     trainer.run.report.close()
     trainer.engine.close()
     return values, state.best_metrics
@@ -129,7 +129,7 @@ def fit(run: RunConfig, cache_dir: Path, stop_at: int | None = None) -> tuple[Pa
     trainer.step = watched  # type: ignore[method-assign]
     with trainer.preemption:
         state = trainer.fit()
-    values = {name: value.detach().float().numpy().copy() for name, value in trainer.engine.values().items()}
+    values = {name: value.detach().float().numpy().copy() for name, value in trainer.engine.full_state_dict().items()}
     trainer.run.report.close()
     trainer.engine.close()
     return values, {"metrics": state.best_metrics, "examples": state.examples, "step": state.step}

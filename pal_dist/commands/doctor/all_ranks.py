@@ -171,7 +171,7 @@ def _checksum(run: Run) -> int:
 
 def clean_up(run: Run, folder: Path) -> None:
     """End the trial run and take its folder away. Every rank must call it."""
-    run.engine.wait()
+    run.engine.wait_for_everyone()
     run.close()
     if run.engine.is_main:
         shutil.rmtree(folder, ignore_errors=True)

@@ -89,7 +89,7 @@ class Adapter(nn.Module):
     """Whether it needs every token of the last layer too, of which otherwise only the first is computed."""
 
     trains_parts_later: ClassVar[bool] = False
-    """Whether parts of it begin to be trained later than others (`advance`)."""
+    """Whether parts of it begin to be trained later than others (`set_progress`)."""
 
     def __init_subclass__(cls, kind: str) -> None:
         assert kind not in Adapter.registry, f"two adapters are called {kind}"
@@ -151,8 +151,8 @@ class Adapter(nn.Module):
         heads of each)."""
         return 0, 0, 0
 
-    def advance(self, progress: float) -> None:
-        """The run is about to do a step; `progress` is the share of its steps that are done."""
+    def set_progress(self, progress: float) -> None:
+        """The run is about to do a step; `progress` is the share (0 to 1) of its steps that are done."""
 
 
 class Plain(Adapter, kind="none"):

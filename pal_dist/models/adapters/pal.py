@@ -67,7 +67,7 @@ class ProgressivePALs(ProjectedAttentionLayers, kind="progressive_pal"):
     def saved_elements(self, *, copies: bool) -> int:
         return self.geometry.encoder_hidden  # before the gate
 
-    def advance(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         later = len(self.order) - 1
         self.awake = 1 + min(later, int(progress / self.AWAKE_BY * later))
 

@@ -11,7 +11,7 @@ LENGTHS = [np.array(lengths, dtype=np.int32) for lengths in ([9, 30, 12, 30], [5
 
 
 def sizes(tokens: int, rows: int) -> list[tuple[int, list[int]]]:
-    worst = worst_micro_batches(LENGTHS, tokens=tokens, rows=rows, padded=lambda length: round_up(length, 8))
+    worst = worst_micro_batches(LENGTHS, tokens=tokens, rows=rows, padded_length=lambda length: round_up(length, 8))
     return [(micro.task, LENGTHS[micro.task][micro.rows].tolist()) for micro in worst]
 
 
