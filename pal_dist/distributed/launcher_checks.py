@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from pal_dist.core.errors import UserError
 
-EXPECTED = "PAL_DIST_EXPECTED_RANKS"
+EXPECTED_RANKS = "PAL_DIST_EXPECTED_RANKS"
 """Set by the launch scripts: nodes x processes per node."""
 
 CURE = "start one launcher per node with `sbatch launch/slurm/train.sbatch ...`, or `bash launch/node.sh` under srun"
@@ -19,7 +19,7 @@ CURE = "start one launcher per node with `sbatch launch/slurm/train.sbatch ...`,
 
 def check_ranks(environment: Mapping[str, str], ranks: int) -> None:
     """Raises UserError where this process was told of fewer processes than there are."""
-    expected = environment.get(EXPECTED)
+    expected = environment.get(EXPECTED_RANKS)
     if expected and int(expected) != ranks:
         raise UserError(
             f"{expected} processes were to be started, but this one was told of {ranks}: each would train by itself. "
@@ -30,7 +30,7 @@ def check_ranks(environment: Mapping[str, str], ranks: int) -> None:
         raise UserError(
             f"srun started {tasks} tasks on {environment.get('SLURM_STEP_NODELIST', 'this node')}, but this process "
             f"was told of {ranks}: each would train by itself. Accelerate needs --multi_gpu (and no --cpu) to go over "
-            f"several nodes: {CURE}. (Runs of their own on purpose: {EXPECTED}=1)"
+            f"several nodes: {CURE}. (Runs of their own on purpose: {EXPECTED_RANKS}=1)"
         )
 
 
@@ -42,7 +42,7 @@ def check_nodes(environment: Mapping[str, str], ranks: int, local_ranks: int) ->
     nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
     if "SLURM_STEP_ID" in environment:  # a step may be on one node on purpose
         nodes = int(environment.get("SLURM_STEP_NUM_NODES", "1"))
-    if nodes > 1 and ranks == local_ranks and EXPECTED not in environment:
+    if nodes > 1 and ranks == local_ranks and EXPECTED_RANKS not in environment:
         raise UserError(
             f"the job has {nodes} nodes ({environment.get('SLURM_JOB_NODELIST', '')}), but only this one would train: "
             f"was srun forgotten? {CURE}"

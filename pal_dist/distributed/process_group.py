@@ -36,7 +36,7 @@ class ProcessGroup:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.job = batch_job_of(os.environ)
-        """The batch system's words for this run; empty without one."""
+        """The batch system's names for this run; empty without one."""
         self.store: Any = None
         self.watchdog: Watchdog | None = None
         check_ranks(os.environ, self.ranks)
@@ -84,7 +84,7 @@ class ProcessGroup:
             promises = ", ".join(f"rank {rank} was promised {value}" for rank, value in sorted(promised.items()))
             missing = [str(rank) for rank in range(self.ranks) if rank not in promised]
             raise UserError(
-                f"the processes were started for different worlds: {promises}"
+                f"the processes were not promised the same number of ranks: {promises}"
                 + (f"; rank {', '.join(missing)} never came" if missing else "")
                 + ". Give every process the same --num_processes"
             )

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from pal_dist.core.units import ceil_div
 
-PIECE = 1024 * 1024
+PIECE_ELEMENTS = 1024 * 1024
 """Elements of every task's gradient that are looked at together."""
 
 
@@ -27,8 +27,9 @@ class TaskGradients:
     def __init__(self, shared: Sequence[nn.Parameter], tasks: int, *, ranks: int):
         self.shared, self.tasks, self.ranks = list(shared), tasks, ranks
         self.aside: dict[int, list[Tensor]] = {}
+        """Each task's gradients of the shared parameters, in the order in which the tasks were done."""
         first = self.shared[0]
-        size = min(PIECE, sum(_size(parameter) for parameter in self.shared))
+        size = min(PIECE_ELEMENTS, sum(_size(parameter) for parameter in self.shared))
         self.share = ceil_div(size, ranks)
         # Allocated once, so that no rank can run out of memory while the others wait for it in a collective.
         self.flat = torch.empty(self.share * ranks, dtype=first.dtype, device=first.device)
@@ -49,6 +50,7 @@ class TaskGradients:
             parameter.grad = None
 
     def discard(self) -> None:
+        """Forget what lies aside."""
         self.aside.clear()
 
     def gram(self) -> Tensor:

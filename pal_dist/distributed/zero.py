@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pal_dist.core.units import round_up
 from pal_dist.distributed.precision import LossScale
 from pal_dist.distributed.process_group import ProcessGroup
 from pal_dist.distributed.replicated import Moments, ReplicatedBackend
@@ -138,7 +139,8 @@ class ZeroBackend(ReplicatedBackend):
                 safe_set_full_optimizer_state(self.names[name], value, key)
                 continue
             # Its counterpart for stage 3 fails where a parameter has fewer elements than there are ranks.
-            padded = F.pad(value.flatten(), (0, -value.numel() % self.group.ranks))
+            padding = round_up(value.numel(), self.group.ranks) - value.numel()
+            padded = F.pad(value.flatten(), (0, padding))
             safe_set_local_optimizer_state(self.names[name], padded.chunk(self.group.ranks)[self.group.rank], key)
 
     def full_state_dict(self) -> Mapping[str, Tensor]:

@@ -19,6 +19,7 @@ from pal_dist.core.units import ceil_div, round_up
 from pal_dist.memory.trace import PAGED_FROM
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS, TEMPORARIES, WEIGHT_COPIES
 from pal_dist.models.adapters.pal import ProjectedAttentionLayers
+from pal_dist.models.attention import HEAD_WIDTH_MULTIPLE
 from pal_dist.models.encoder import is_checkpointed
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 
@@ -163,7 +164,7 @@ def _saved_by_pal(shape: ModelShape, options: StepOptions, batch: int, length: i
     R, heads = shape.adapter_width, shape.adapter_heads
     saved = width * every * shape.hidden if options.autocast else 0  # the copy that `down` keeps
     saved += width * every * R  # down
-    padded = round_up(ceil_div(R, heads), 8) * heads if options.attention == "sdpa" else R
+    padded = round_up(ceil_div(R, heads), HEAD_WIDTH_MULTIPLE) * heads if options.attention == "sdpa" else R
     saved += width * (asked + 2 * every + asked) * padded  # query, key, value, context, padded for the fused kernels
     saved += width * asked * R if padded != R else 0  # the context without the padding
     saved += _scores(heads, options, batch, length, queries, masks)

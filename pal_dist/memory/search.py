@@ -11,7 +11,7 @@ from pal_dist.config.schema import RunConfig
 from pal_dist.data.batching import MICRO_BATCH_COST
 from pal_dist.distributed.compatibility import incompatibilities
 from pal_dist.distributed.strategy import REPLICATED
-from pal_dist.distributed.task_gradients import PIECE
+from pal_dist.distributed.task_gradients import PIECE_ELEMENTS
 from pal_dist.memory.closed_form import Estimate, ModelShape, StepOptions, step_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.sharding import planned_strategy, with_strategy
@@ -161,7 +161,7 @@ class Plan:
         """Bytes of all tasks' gradients but one, and of the pieces in which they are compared."""
         shared, ranks, tasks = self.work.shape.shared, self.machine.ranks, self.work.tasks
         is_sharded = planned_strategy(self.strategy).kind == "fsdp2"
-        piece = min(shared, PIECE)
+        piece = min(shared, PIECE_ELEMENTS)
         gradient = shared // ranks if is_sharded else shared
         pieces = piece * (1 + tasks) + (tasks * piece // ranks if ranks > 1 else 0)
         return 4 * ((tasks - 1) * gradient + pieces)

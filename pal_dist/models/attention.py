@@ -15,9 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pal_dist.core.units import ceil_div
+from pal_dist.core.units import ceil_div, round_up
 
 _LEVELS = 1 << 16
+"""Dropout's probability is a multiple of one over this, on a CPU."""
+
+HEAD_WIDTH_MULTIPLE = 8
+"""What a head's width must be a multiple of for a GPU's fused kernels: a PAL of 204 with 12 heads has heads of 17, and
+PyTorch would silently fall back to the kernel that keeps every L x L score."""
 
 ProjectionHook = Callable[[str, Tensor, Tensor], Tensor]
 """(`query`, `key` or `value`, what was projected, its projection) -> the projection that is used."""
@@ -102,19 +107,18 @@ def attention(
         context = dropout(scores.softmax(-1), p, training) @ value
     else:
         width = query.shape[-1]
-        extra = -width % head_multiple(kernel_device_type(query))
-        if extra:  # zeros change neither scores nor context; the scale is that of the true width
-            query, key, value = (F.pad(x, (0, extra)) for x in (query, key, value))
+        padding = round_up(width, head_width_multiple(kernel_device_type(query))) - width
+        if padding:  # zeros change neither scores nor context; the scale is that of the true width
+            query, key, value = (F.pad(x, (0, padding)) for x in (query, key, value))
         p = p if training else 0.0
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p, scale=width**-0.5)
         context = context[..., :width]
     return context.transpose(1, 2).flatten(2)
 
 
-def head_multiple(device_type: str) -> int:
-    """What a head's width must be a multiple of for the fused kernels: a PAL of 204 with 12 heads has heads of 17, and
-    PyTorch would silently fall back to the kernel that keeps every L x L score."""
-    return 8 if device_type == "cuda" else 1
+def head_width_multiple(device_type: str) -> int:
+    """A head's width is padded to a multiple of this on such a device."""
+    return HEAD_WIDTH_MULTIPLE if device_type == "cuda" else 1
 
 
 class SelfAttention(nn.Module):

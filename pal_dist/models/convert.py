@@ -27,7 +27,7 @@ AUTHORS_HEADS = 6
 
 _LAYER = r"bert\.encoder\.layer\.(\d+)"
 
-COMMON = (
+COMMON_RENAMES = (
     (r"(bert\..*LayerNorm)\.gamma", r"\1.weight"),
     (r"(bert\..*LayerNorm)\.beta", r"\1.bias"),
     (r"classifier\.(\d+)\.(.*)", r"heads.<\1>.1.\2"),
@@ -51,7 +51,7 @@ def _pal(stem: str) -> tuple[tuple[str, str], ...]:
 
 _BESIDE, _ATTENDED, _FED = r"\.multi_layers", r"\.attention\.output\.multi_layers", r"\.output\.multi_layers"
 
-RULES = {
+RENAMES = {
     "houlsby_plus_pal": (rf".*\d{_FED}\.\d+\.attn\..*", (*_bottleneck(_ATTENDED, "attended"), *_pal(_FED))),
     "houlsby_parallel": (rf".*\d{_FED}\.\d+\..*", (*_bottleneck(_ATTENDED, "attended"), *_bottleneck(_FED, "fed"))),
     "pal": (rf".*\d{_BESIDE}\.\d+\.attn\..*", _pal(_BESIDE)),
@@ -59,9 +59,9 @@ RULES = {
     "lhuc": (r".*\.multi_lhuc\..*", ((_LAYER + r"\.multi_lhuc\.(\d+)\.lhuc", r"adapters.<\2>.gates.\1"),)),
     "none": (r".*", ()),
 }
-"""Kind of ours -> (a name that only it has, the first that is found counts; their name -> ours). <T>: task T's name."""
+"""Kind of ours -> (a name that only it has, the first that matches counts; their name -> ours). <T>: task T's name."""
 
-SAME = (
+SAME_NAMES = (
     r"bert\.(embeddings\.(word|position|token_type)_embeddings\.weight|pooler\.dense\.(weight|bias)|encoder\.layer\.\d+\."
     r"(attention\.self\.(query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)\.(weight|bias))"
 )
@@ -84,12 +84,12 @@ def convert_state_dict(state: dict[str, Tensor], tasks: list[str]) -> Converted:
 
     Raises UserError for a name that belongs to no kind we know, or tied parameters that differ.
     """
-    top = next((name for name in state if re.match(r"bert\.encoder\.(multi_layers|mult_dense)", name)), None)
-    if top:
+    top_attention = next((name for name in state if re.match(r"bert\.encoder\.(multi_layers|mult_dense)", name)), None)
+    if top_attention:
         raise UserError(
-            f"`{top}`: their attention on top takes the encoder's place, ours is added to it: not converted"
+            f"`{top_attention}`: their attention on top takes the encoder's place, ours is added to it: not converted"
         )
-    kind = next(kind for kind, (mark, _) in RULES.items() if any(re.fullmatch(mark, name) for name in state))
+    kind = next(kind for kind, (pattern, _) in RENAMES.items() if any(re.fullmatch(pattern, name) for name in state))
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         new = _rename(name, tasks, kind)
@@ -101,13 +101,13 @@ def convert_state_dict(state: dict[str, Tensor], tasks: list[str]) -> Converted:
     return Converted(
         renamed,
         kind,
-        _rows(renamed, r"down" if "pal" in kind else r"(beside|fed)\.\d+\.down"),
-        _rows(renamed, r"attended\.\d+\.down"),
+        _width(renamed, r"down" if "pal" in kind else r"(beside|fed)\.\d+\.down"),
+        _width(renamed, r"attended\.\d+\.down"),
         layers or None,
     )
 
 
-def _rows(renamed: dict[str, Tensor], part: str) -> int | None:
+def _width(renamed: dict[str, Tensor], part: str) -> int | None:
     """Width of that part of an adapter."""
     return next(
         (value.shape[0] for name, value in renamed.items() if re.fullmatch(rf"adapters\.[^.]+\.{part}\.weight", name)),
@@ -116,14 +116,14 @@ def _rows(renamed: dict[str, Tensor], part: str) -> int | None:
 
 
 def _rename(name: str, tasks: list[str], kind: str) -> str:
-    for pattern, replacement in (*COMMON, *RULES[kind][1]):
+    for pattern, replacement in (*COMMON_RENAMES, *RENAMES[kind][1]):
         if match := re.fullmatch(pattern, name):
             new = match.expand(replacement)
             number = re.search(r"<(\d+)>", new)
             if number and int(number[1]) >= len(tasks):
                 raise UserError(f"`{name}` belongs to task {number[1]}, but only {len(tasks)} tasks are named")
             return re.sub(r"<\d+>", tasks[int(number[1])], new) if number else new
-    if re.fullmatch(SAME, name):
+    if re.fullmatch(SAME_NAMES, name):
         return name
     raise UserError(f"`{name}` is no parameter of the authors' program with adapter `{kind}`")
 

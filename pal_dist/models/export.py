@@ -52,7 +52,7 @@ def export_model(
         (draft / "README.md").write_text(model_card(model, card, counts, metrics), encoding="utf-8")
 
 
-def kept_parts(folder: Path, tasks: Sequence[str]) -> dict[str, Tensor]:
+def saved_task_parts(folder: Path, tasks: Sequence[str]) -> dict[str, Tensor]:
     """Adapters and heads of these tasks as an exported model has them. Raises UserError where one is not there."""
     values: dict[str, Tensor] = {}
     for task in tasks:

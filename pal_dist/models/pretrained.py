@@ -12,8 +12,7 @@ BERT, PAL_BERT = "bert", "pal_bert"
 """`model_type` of Transformers' BERT and of our saved models."""
 
 HUB_FILES = ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
-WEIGHTS = ["model.safetensors", "pytorch_model.bin"]
-
+WEIGHT_FILES = ["model.safetensors", "pytorch_model.bin"]
 
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -55,8 +54,8 @@ def find_model(name: str) -> Path:
             raise UserError(f"--model {name}: there is no such folder")
         folder = _download(name)
     read_model_config(folder)
-    if not any((folder / file).is_file() for file in WEIGHTS):
-        raise UserError(f"{folder}: expected weights in {' or '.join(WEIGHTS)}, found neither")
+    if not any((folder / file).is_file() for file in WEIGHT_FILES):
+        raise UserError(f"{folder}: expected weights in {' or '.join(WEIGHT_FILES)}, found neither")
     return folder
 
 
@@ -83,9 +82,9 @@ def _download(name: str) -> Path:
 
     try:
         # Safetensors first: many repositories hold the same weights in several formats.
-        folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, WEIGHTS[0]]))
-        if not (folder / WEIGHTS[0]).is_file():
-            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, WEIGHTS[1]]))
+        folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, WEIGHT_FILES[0]]))
+        if not (folder / WEIGHT_FILES[0]).is_file():
+            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, WEIGHT_FILES[1]]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"--model {name}: no such folder here, and the model hub gave: {str(error).splitlines()[0]}. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pal_dist import __version__
-from pal_dist.models.export import export_model, kept_parts
+from pal_dist.models.export import export_model, saved_task_parts
 from pal_dist.monitoring import run_files
 from pal_dist.optim.task_weighting import LEARNED_VARIANCES
 from pal_dist.training.run import Run
@@ -65,7 +65,7 @@ class BestModel:
         export_model(
             run.model,
             folder,
-            values=values | kept_parts(folder, unchanged),
+            values=values | saved_task_parts(folder, unchanged),
             source=run.inputs.paths.model_dir,
             card=self._card(),
             counts=run.parameters,

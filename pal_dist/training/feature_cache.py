@@ -127,7 +127,7 @@ class FeatureCache:
         recipe = {"format": FORMAT, "corpus": corpus.key, "precision": self.engine.precision.name, "config": config}
         if self._weights is None:
             self._weights = _digest(self.model.encoder)
-        digest = _digest(self.model.adapters[task.name], self._weights.copy())
+        digest = _digest(self.model.task_adapters[task.name], self._weights.copy())
         digest.update(json.dumps(recipe, sort_keys=True, default=str).encode())
         own_hash = digest.hexdigest()[:24]
         by_rank = self.engine.gather(own_hash)

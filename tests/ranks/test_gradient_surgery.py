@@ -85,7 +85,7 @@ def train_in_small_pieces(run: RunConfig, cache_dir: Path) -> tuple[Parameters, 
     """The tasks' gradients are looked at in pieces that no parameter's size divides."""
     from pal_dist.distributed import task_gradients
 
-    task_gradients.PIECE = 1001  # type: ignore[misc]
+    task_gradients.PIECE_ELEMENTS = 1001  # type: ignore[misc]
     return train_in_float64(run, cache_dir)
 
 

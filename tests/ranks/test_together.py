@@ -79,7 +79,7 @@ def test_without_trouble(meet) -> None:
     ("trouble", "words"),
     [
         ("config", ["the ranks were not given the same run", "learning_rate: rank 0 has 0.001, rank 1 has 0.5"]),
-        ("world", ["different worlds", "rank 0 was promised 2", "rank 1 was promised 3"]),
+        ("world", ["not promised the same number of ranks", "rank 0 was promised 2", "rank 1 was promised 3"]),
         ("task", ["rank 0: step 1 of 6: 8 sst, 8 para, 8 sts", "rank 1: step 1 of 6: 8 sts, 8 para, 8 sst"]),
         ("shape", ["rank 0: step 1", "at most 96 at once", "rank 1: step 1", "at most 48 at once"]),
     ],

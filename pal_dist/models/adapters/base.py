@@ -50,19 +50,19 @@ class Bottlenecks(nn.ModuleDict):
         super().__init__({str(layer): Bottleneck(geometry.encoder_hidden, width) for layer in geometry.layers})
         self.hidden, self.width = geometry.encoder_hidden, width
 
-    def of(self, layer: int, values: Tensor) -> Tensor | None:
+    def output(self, layer: int, values: Tensor) -> Tensor | None:
         """The layer's bottleneck of the values; None where it has none."""
         return self[str(layer)](values) if str(layer) in self else None
 
-    def added(self, layer: int, values: Tensor) -> Tensor:
+    def add_output(self, layer: int, values: Tensor) -> Tensor:
         """The values and, where the layer has one, its bottleneck of them."""
-        change = self.of(layer, values)
-        return values if change is None else values + change
+        output = self.output(layer, values)
+        return values if output is None else values + output
 
-    def saved_elements(self, *, copies: bool, alone: bool = False) -> int:
-        """Elements of each token kept for backward: around the gelu, and what `down` reads where it is `alone` in
-        keeping it, or where it keeps a copy in a lower precision."""
-        return 2 * self.width + (self.hidden if copies or alone else 0)
+    def saved_elements(self, *, copies: bool, shares_input: bool = True) -> int:
+        """Elements of each token kept for backward: around the gelu, and what `down` reads unless something else keeps
+        that anyway (`shares_input`) and in the same precision (not `copies`)."""
+        return 2 * self.width + (self.hidden if copies or not shares_input else 0)
 
 
 class Adapter(nn.Module):

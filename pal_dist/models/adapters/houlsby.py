@@ -18,14 +18,14 @@ class Houlsby(Adapter, kind="houlsby"):
         self.attended, self.fed = (Bottlenecks(geometry, geometry.hidden) for _ in range(2))
 
     def after_attention(self, layer: int, output_BQD: Tensor) -> Tensor:
-        return self.attended.added(layer, output_BQD)
+        return self.attended.add_output(layer, output_BQD)
 
     def after_feed_forward(self, layer: int, output_BQD: Tensor) -> Tensor:
-        return self.fed.added(layer, output_BQD)
+        return self.fed.add_output(layer, output_BQD)
 
     def saved_elements(self, *, copies: bool) -> int:
-        return self.attended.saved_elements(copies=copies, alone=True) + self.fed.saved_elements(
-            copies=copies, alone=True
+        return self.attended.saved_elements(copies=copies, shares_input=False) + self.fed.saved_elements(
+            copies=copies, shares_input=False
         )
 
 
@@ -36,13 +36,13 @@ class HoulsbyParallel(Houlsby, kind="houlsby_parallel"):
     def residual(
         self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
     ) -> Tensor | None:
-        return self.fed.of(layer, attended_BQD)
+        return self.fed.output(layer, attended_BQD)
 
     def after_feed_forward(self, layer: int, output_BQD: Tensor) -> Tensor:
         return output_BQD
 
     def saved_elements(self, *, copies: bool) -> int:
-        return self.attended.saved_elements(copies=copies, alone=True) + self.fed.saved_elements(copies=copies)
+        return self.attended.saved_elements(copies=copies, shares_input=False) + self.fed.saved_elements(copies=copies)
 
 
 class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
@@ -56,7 +56,7 @@ class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
         self.attended = Bottlenecks(geometry, geometry.bottleneck)
 
     def after_attention(self, layer: int, output_BQD: Tensor) -> Tensor:
-        return self.attended.added(layer, output_BQD)
+        return self.attended.add_output(layer, output_BQD)
 
     def residual(
         self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
@@ -64,4 +64,4 @@ class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
         return self.project(layer, attended_BQD, mask, queries)
 
     def saved_elements(self, *, copies: bool) -> int:
-        return self.attended.saved_elements(copies=copies, alone=True)
+        return self.attended.saved_elements(copies=copies, shares_input=False)

@@ -19,7 +19,7 @@ class LowRank(Adapter, kind="low_rank"):
     def residual(
         self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
     ) -> Tensor | None:
-        return self.beside.of(layer, hidden_BLD[:, :queries])
+        return self.beside.output(layer, hidden_BLD[:, :queries])
 
     def saved_elements(self, *, copies: bool) -> int:
         return self.beside.saved_elements(copies=copies)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pal_dist.core.units import round_up
 from pal_dist.models.adapters.base import Adapter, Geometry, ZeroLinear
-from pal_dist.models.attention import Dropout, SelfAttention
+from pal_dist.models.attention import HEAD_WIDTH_MULTIPLE, Dropout, SelfAttention
 
 
 class TopAttention(Adapter, kind="top_attention"):
@@ -38,7 +38,8 @@ class TopAttention(Adapter, kind="top_attention"):
 
     def saved_elements_on_top(self, *, copies: bool) -> tuple[int, int, int]:
         width, heads = self.geometry.hidden, self.geometry.heads
-        padded = round_up(width // heads, 8) * heads  # query, key, value and context, as the fused kernels want them
+        # Query, key, value and context, as the fused kernels want them.
+        padded = round_up(width // heads, HEAD_WIDTH_MULTIPLE) * heads
         # LayerNorm's input and output, twice as wide where a copy of it is kept too; dropout's mask.
         each = (
             4 * padded

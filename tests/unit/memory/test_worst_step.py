@@ -51,7 +51,7 @@ def planned_and_profiled(
     run: Any = SimpleNamespace(
         schedule=SimpleNamespace(lengths=lengths, sampling=sampling),
         state=SimpleNamespace(tokens_per_micro_batch=tokens),
-        engine=SimpleNamespace(ranks=ranks, padded=lambda length: round_up(length, MULTIPLE)),
+        engine=SimpleNamespace(ranks=ranks, padded_length=lambda length: round_up(length, MULTIPLE)),
     )
     *_, largest = worst_step(run)
     width = round_up(int(lengths[largest.task][largest.rows].max()), MULTIPLE)

@@ -35,12 +35,12 @@ def test_attention_with_and_without_dropout_agree_in_expectation() -> None:
 
 
 def test_padding_heads_for_fused_kernels_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pal_dist.models import attention as room
+    from pal_dist.models import attention as module
 
     q, k, v = torch.randn(3, 2, 6, 34, dtype=torch.float64)  # two heads of 17, as a PAL's
     mask = torch.ones(2, 1, 1, 6, dtype=torch.bool)
     mask[0, :, :, 3:] = False
-    plain = room.attention(q, k, v, mask, heads=2, p=0.0, training=False)
-    monkeypatch.setattr(room, "head_multiple", lambda device: 8)
-    padded = room.attention(q, k, v, mask, heads=2, p=0.0, training=False)
+    plain = module.attention(q, k, v, mask, heads=2, p=0.0, training=False)
+    monkeypatch.setattr(module, "head_width_multiple", lambda device: 8)
+    padded = module.attention(q, k, v, mask, heads=2, p=0.0, training=False)
     torch.testing.assert_close(padded, plain, rtol=0, atol=1e-12)
