@@ -20,6 +20,7 @@ from pal_dist.memory.planner import build_for_trace, rows_per_rank
 from pal_dist.memory.plot import plot_memory
 from pal_dist.memory.trace import Trace, summarise, trace
 from pal_dist.memory.tracker import OPTIMIZER, PARAMETERS, Tracker
+from pal_dist.monitoring import run_files
 from pal_dist.optim.optimizers import build_optimizer
 from pal_dist.training.run import Run
 from pal_dist.training.setup import set_up
@@ -160,12 +161,12 @@ def _measure_on_gpu(run: Run) -> tuple[int, Trace | None, list[Path]]:
 
 def _write(run: Run, measured_trace: Trace, planned: Trace, measured: int) -> Iterator[Path]:
     if has_library("matplotlib"):
-        file = run.folder / "memory.png"
+        file = run.folder / run_files.MEMORY_PICTURE
         title = f"memory of one step: {run.config.model.model}, worst batch of each task"
         run.report.add_image("memory/step", plot_memory(measured_trace.timeline, title, file))
         yield file
     else:
-        say(f"memory.png: not drawn, it needs matplotlib: {cure('compare')}")
+        say(f"{run_files.MEMORY_PICTURE}: not drawn, it needs matplotlib: {cure('compare')}")
     record = {
         "measured_peak": measured,
         "planned_peak": planned.peak,
@@ -174,8 +175,8 @@ def _write(run: Run, measured_trace: Trace, planned: Trace, measured: int) -> It
         "modules": measured_trace.modules,
         "at": measured_trace.at,
     }
-    write_json(run.folder / "profile.json", record)
-    yield run.folder / "profile.json"
+    write_json(run.folder / run_files.PROFILE, record)
+    yield run.folder / run_files.PROFILE
 
 
 def _text(measured: int, measured_trace: Trace, planned: Trace, agrees: bool) -> str:

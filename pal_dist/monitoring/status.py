@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from dataclasses import asdict, dataclass, field
@@ -11,10 +10,11 @@ from typing import Any
 
 import psutil
 
+from pal_dist.core.atomic_io import to_json
 from pal_dist.core.console import duration, say, table
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring import run_files
-from pal_dist.monitoring.status_file import Entry, read_status
+from pal_dist.monitoring.status_file import StatusEntry, read_status
 
 RESUME = "run the same command again to resume"
 
@@ -30,7 +30,7 @@ class Status:
     """What a folder says of its run."""
 
     folder: Path
-    entry: Entry
+    entry: StatusEntry
     verdict: str
     """The entry's state; `gone` where its process is no more, `silent` where that can only be guessed."""
     silent_seconds: float
@@ -40,7 +40,7 @@ class Status:
     """The newest evaluation."""
 
     def json(self) -> str:
-        return json.dumps({**asdict(self), "folder": str(self.folder)})
+        return to_json({**asdict(self), "folder": str(self.folder)})
 
     def text(self) -> str:
         entry, rows = self.entry, []
@@ -73,7 +73,7 @@ class Status:
         if entry.error:
             rows.append(["said", f"{entry.error} (exit code {entry.exit_code})"])
         width = max(len(name) for name, _ in rows)
-        return "\n".join([str(self.folder), *(f"  {name.ljust(width)}  {words}" for name, words in rows)])
+        return "\n".join([str(self.folder), *(f"  {name.ljust(width)}  {value}" for name, value in rows)])
 
     def _state(self) -> str:
         seen = _ago(self.entry.updated)
@@ -104,7 +104,7 @@ def status_of(folder: Path) -> Status:
     return Status(folder, entry, _verdict(entry, pause), time.time() - entry.updated, logged, dev)
 
 
-def _verdict(entry: Entry, pause: float) -> str:
+def _verdict(entry: StatusEntry, pause: float) -> str:
     """`pause`: usual seconds between two entries."""
     if entry.state in ENDED:
         return entry.state
@@ -162,7 +162,7 @@ def runs_table(runs: list[Status]) -> str:
 
 def newest_model(folder: Path) -> Path:
     """The run below `folder` whose model was kept last; which one is said. Raises UserError where there is none."""
-    runs = sorted(folder.glob("*/model/config.json"), key=lambda path: path.stat().st_mtime)
+    runs = sorted(folder.glob(f"*/{run_files.MODEL}/config.json"), key=lambda path: path.stat().st_mtime)
     if not runs:
         raise UserError(f"name a run: pal-dist evaluate RUN (there is no finished run under ./{folder})")
     say(f"using the newest run, {runs[-1].parent.parent}")

@@ -22,7 +22,7 @@ LEAST_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Entry:
+class StatusEntry:
     """One run at one moment, as rank 0 wrote it."""
 
     state: str
@@ -44,11 +44,11 @@ class Entry:
     exit_code: int = 0
 
 
-def read_status(folder: Path) -> Entry | None:
+def read_status(folder: Path) -> StatusEntry | None:
     """The newest entry; None where no run has begun, or a later version has written something else."""
     try:
         values = json.loads((folder / run_files.STATUS).read_text(encoding="utf-8"))
-        return Entry(**{each.name: values[each.name] for each in fields(Entry)})
+        return StatusEntry(**{each.name: values[each.name] for each in fields(StatusEntry)})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -59,7 +59,7 @@ class StatusFile:
     def __init__(self, folder: Path, step: int, total_steps: int, job: Mapping[str, str]):
         before, now, process = read_status(folder), time.time(), psutil.Process()
         self.folder = folder
-        self.entry = Entry(
+        self.entry = StatusEntry(
             "starting",
             step,
             total_steps,
@@ -78,7 +78,7 @@ class StatusFile:
         if state == before.state and now - before.updated < LEAST_SECONDS:
             return
         changed = {"state": state, "step": step, "updated": now, "error": error, "exit_code": exit_code}
-        self.entry = Entry(**{**asdict(before), **changed})
+        self.entry = StatusEntry(**{**asdict(before), **changed})
         write_json(self.folder / run_files.STATUS, asdict(self.entry))
 
     def ended(self, error: BaseException) -> None:

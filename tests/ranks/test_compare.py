@@ -21,7 +21,7 @@ from pal_dist.commands.train import train
 from pal_dist.config.resolve import resolve
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring.compare import build_comparison, compare, confusions
-from pal_dist.monitoring.compare.figures import draw_curves, looks_of
+from pal_dist.monitoring.compare.figures import draw_curves, line_styles
 from pal_dist.monitoring.compare.runs import find_runs, group_runs, read_run
 from pal_dist.monitoring.compare.tables import (
     EXCEEDS,
@@ -252,7 +252,7 @@ def written(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_groups_look_different(runs: Path) -> None:
     (group, _) = build_comparison([runs]).groups
-    assert len(set(looks_of([group] * 28))) == 28
+    assert len(set(line_styles([group] * 28))) == 28
 
 
 def test_the_page_stands_alone(written: Path) -> None:

@@ -15,7 +15,7 @@ from pal_dist.commands.train import train
 from pal_dist.core.errors import DoesNotFitError, StoppedError, UserError
 from pal_dist.monitoring.run_files import STATUS
 from pal_dist.monitoring.status import SILENT_SECONDS, runs_below, status_of
-from pal_dist.monitoring.status_file import Entry, StatusFile, read_status
+from pal_dist.monitoring.status_file import StatusEntry, StatusFile, read_status
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 
@@ -155,7 +155,7 @@ def test_entries_are_whole_or_old(tmp_path: Path) -> None:
     book = StatusFile(tmp_path, 0, 9, {})
     for step in range(5):
         book.write("training", step)
-        assert isinstance(read_status(tmp_path), Entry)
+        assert isinstance(read_status(tmp_path), StatusEntry)
     assert not [path for path in tmp_path.iterdir() if path.name != STATUS]
     assert read_status(tmp_path) is not None
     assert book.entry.pid == os.getpid()

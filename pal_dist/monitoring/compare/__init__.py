@@ -12,7 +12,7 @@ from pal_dist.core.atomic_io import explain_full_disk, write_text
 from pal_dist.core.errors import UserError
 from pal_dist.core.extras import require
 from pal_dist.core.suggest import nearest
-from pal_dist.monitoring.compare.figures import draw_curves, looks_of
+from pal_dist.monitoring.compare.figures import draw_curves, line_styles
 from pal_dist.monitoring.compare.runs import Group, Run, differing, find_runs, group_runs
 from pal_dist.monitoring.compare.tables import (
     Table,
@@ -64,7 +64,7 @@ class Comparison:
             comparison=self,
             version=__version__,
             figures=draw_curves(self.groups, headlines(self.groups)),
-            looks=list(zip(self.groups, looks_of(self.groups), strict=True)),
+            legend=list(zip(self.groups, line_styles(self.groups), strict=True)),
             runs=runs_table(self.groups),
             differ=settings_table("Settings that differ", differ, self.groups) if differ else None,
             common=settings_table("Settings in common", common, self.groups[:1]),

@@ -25,7 +25,7 @@ DASHES = ((), (6, 2), (2, 2), (8, 2, 2, 2))
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     colour: str
     dashes: tuple[int, ...]
 
@@ -36,10 +36,10 @@ class Figure:
     svg: str
 
 
-def looks_of(groups: Sequence[Group]) -> list[Look]:
-    """The groups' looks, in their order; the first 28 are all different."""
+def line_styles(groups: Sequence[Group]) -> list[LineStyle]:
+    """Each group's style, in the groups' order; the first 28 are all different."""
     rounds = (divmod(n, len(COLOURS)) for n in range(len(groups)))
-    return [Look(COLOURS[colour], DASHES[(colour + full) % len(DASHES)]) for full, colour in rounds]
+    return [LineStyle(COLOURS[colour], DASHES[(colour + full) % len(DASHES)]) for full, colour in rounds]
 
 
 def curve(runs: Sequence[Run], of: Callable[[Run], Curve]) -> list[tuple[int, float, float]]:
@@ -97,8 +97,8 @@ def _figure(title: str, label: str, groups: Sequence[Group], of: Callable[[Run],
         axes = canvas.add_subplot()
         lines = [curve(group.drawn, of) for group in groups]
         alone = all(len(points) < 2 for points in lines)  # then points stand side by side, not on top of each other
-        for number, (points, look) in enumerate(zip(lines, looks_of(groups), strict=True)):
-            _line(axes, [(number, mean, spread) for _, mean, spread in points] if alone else points, look)
+        for number, (points, style) in enumerate(zip(lines, line_styles(groups), strict=True)):
+            _line(axes, [(number, mean, spread) for _, mean, spread in points] if alone else points, style)
         axes.set_xlabel("one evaluation a run; groups in the legend's order" if alone else "optimizer step")
         axes.set_ylabel(label)
         axes.set_title(title, fontsize=10, loc="left")
@@ -111,31 +111,31 @@ def _figure(title: str, label: str, groups: Sequence[Group], of: Callable[[Run],
     return Figure(title, _inline(file.getvalue(), title, ", ".join(group.name for group in groups)))
 
 
-def _line(axes: Axes, points: Sequence[tuple[int, float, float]], look: Look) -> None:
+def _line(axes: Axes, points: Sequence[tuple[int, float, float]], style: LineStyle) -> None:
     if not points:
         return
     steps, means, spreads = (list(column) for column in zip(*points, strict=True))
     if len(steps) < 2:  # no line and no band: a point and its bar
-        axes.errorbar(steps, means, spreads if any(spreads) else None, color=look.colour, marker="o", linewidth=1.6)
+        axes.errorbar(steps, means, spreads if any(spreads) else None, color=style.colour, marker="o", linewidth=1.6)
         return
-    (line,) = axes.plot(steps, means, color=look.colour, linewidth=1.6)
-    if look.dashes:
-        line.set_dashes(look.dashes)
+    (line,) = axes.plot(steps, means, color=style.colour, linewidth=1.6)
+    if style.dashes:
+        line.set_dashes(style.dashes)
     if any(spreads):
         low, high = ([mean + sign * spread for _, mean, spread in points] for sign in (-1, 1))
-        axes.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0)
+        axes.fill_between(steps, low, high, color=style.colour, alpha=0.15, linewidth=0)
 
 
 def _inline(svg: str, title: str, names: str) -> str:
-    """Without what belongs to a file of its own; ids made unique in a page with several figures; with words."""
+    """Without what belongs to a file of its own; ids made unique in a page with several figures; titled."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     own = "figure-" + re.sub(r"[^a-z0-9]+", "-", title.lower()) + "-"
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}", svg)
-    # The words of a figure come first in it, and the size is the page's affair.
+    # A figure's title and description come first in it, and the size is the page's affair.
     head, rest = svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
-    words = (
+    description = (
         f"<title>{escape(title)}</title><desc>{escape(f'Over optimizer steps, one line for each of: {names}')}</desc>"
     )
-    return f'{head} role="img">{words}{rest}'
+    return f'{head} role="img">{description}{rest}'

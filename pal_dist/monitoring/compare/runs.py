@@ -132,7 +132,7 @@ def read_run(folder: Path) -> Run:
     try:
         values = {name: value for section in config["values"].values() for name, value in section.items()}
     except (KeyError, AttributeError):
-        raise UserError(f"{folder / 'config.json'}: expected the settings of a run, found something else") from None
+        raise UserError(f"{folder / run_files.CONFIG}: expected the settings of a run, found something else") from None
     defaults = {name: json.loads(json.dumps(setting.default)) for name, setting in settings().items()}
     results = _read(folder / run_files.RESULTS, run_files.read_results) if status.verdict == "finished" else None
     losses: dict[str, Curve] = {}
