@@ -1,6 +1,6 @@
 """Every registered adapter through whole training: laws 1, 2 and 3, the plan, and a kind that only a test knows.
 
-(Laws 5 and 6, the authors' own vectors and parameter counts of every kind: test_model.py.)
+(Laws 5 and 6, the authors' own vectors and parameter counts of every kind: tests/unit/models/test_adapters.py.)
 """
 
 from __future__ import annotations
@@ -74,20 +74,19 @@ def test_parameters_that_no_forward_reads(strategy: str, tiny_run, cache_dir: Pa
         assert not isinstance(answer, Exception), answer
         whole, worst = distances(answer[0], reference)
         assert whole < 2e-6
-        assert (
-            worst < 1e-3
-        )  # the smallest gradients, rounded to float32, as Adam enlarges them; a gate that is missed: 1
+        # The smallest gradients, rounded to float32, as Adam enlarges them; a gate that is missed: 1.
+        assert worst < 1e-3
 
 
 def error(kind: str) -> list[float]:
     """The closed form over the trace, less one."""
     config = config_of(256, 4, 4, kind, 96, 12, adapter_bottleneck=32)
-    found = []
+    errors = []
     for options in (StepOptions("fp32"), StepOptions("fp16", checkpoint_layers=1)):
         batches = [batch_of(16, 128)] * 2
         whole = traced(config, options, batches, find_device("t4")).peak
-        found.append(step_bytes(shape(config), options, 16, 128).peak / whole - 1)
-    return found
+        errors.append(step_bytes(shape(config), options, 16, 128).peak / whole - 1)
+    return errors
 
 
 @pytest.mark.long
@@ -153,20 +152,6 @@ class TestProgressive:
         moved = [name for name, value in names.items() if not torch.equal(value, before[name])]
         assert [name for name in names if name not in moved and "key.bias" not in name] == []
         assert all(float(optimizer.state[value]["step"]) == 4 for value in names.values())
-
-    def test_waking_changes_nothing(self, tiny_bert: Path) -> None:
-        """Identity at waking: a layer's gate is zero until it has been trained."""
-        geometry = Geometry(encoder_hidden=24, layers=(0, 1, 2), hidden=12, heads=3, dropout=0.0)
-        adapter = Adapter.registry["progressive_pal"](geometry).eval()
-        for parameter in adapter.parameters():
-            nn.init.normal_(parameter)
-        nn.init.zeros_(adapter.gates["1"])
-        hidden = torch.randn(2, 5, 24)
-        adapter.set_progress(0.0)
-        assert adapter.residual(1, hidden, hidden, None, 5) is None
-        assert adapter.residual(2, hidden, hidden, None, 5) is not None
-        adapter.set_progress(0.25)
-        assert not adapter.residual(1, hidden, hidden, None, 5).any()
 
     @pytest.mark.parametrize("strategy", ["zero2", "fsdp2"])
     def test_refused_where_zeros_are_fed(self, strategy: str, tiny_run, cache_dir: Path) -> None:

@@ -11,17 +11,15 @@ import pytest
 import torch
 
 from pal_dist.config.schema import RunConfig
-from pal_dist.core.errors import UserError
 from pal_dist.memory import find_device
 from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.planner import separate_task_gradients, trace_plan, workload_of
 from pal_dist.memory.search import Machine, Plan
-from pal_dist.models.multi_task import MultiTaskBert, build_model
+from pal_dist.models.multi_task import build_model
 from pal_dist.optim.gradient_surgery import draw_others
 from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.setup import plan_steps
-from tests.support import laws
 from tests.support.naive_pcgrad import naive_pcgrad, trace_of
 from tests.support.plain_surgery import plain_gradvac, plain_pcgrad
 from tests.support.random_runs import batch_of, config_of, loss_of, shape
@@ -36,7 +34,7 @@ def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
     corpora = corpora_of(run, cache_dir)
     torch.manual_seed(run.train.seed)
     model = build_model(folder, tasks, run.model).double().train()
-    shared = list(model.bert.parameters())
+    shared = model.shared_parameters()
     optimizer = torch.optim.AdamW(parameter_groups(model, run.optimizer.weight_decay), fused=False)
     schedule, total = plan_steps(run, corpora)
     targets: dict[tuple[int, int], float] = {}
@@ -131,47 +129,6 @@ def test_gradvac_resumes(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(resumed[0][name], value, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ({"step_tasks": "one"}, "serves one task a step"),
-        ({"mode": "pretrain"}, "trains no parameter that tasks share"),
-        ({"tasks": "sst"}, "name two at least"),
-    ],
-)
-def test_refused_where_there_is_no_conflict(flags: dict[str, str], words: str, tiny_run) -> None:
-    with pytest.raises(UserError, match=words):
-        tiny_run(conflict="pcgrad", **flags)
-
-
-def test_the_model_s_own_parts_are_left_alone(tiny_bert: Path) -> None:
-    """Adapters and heads are one task's alone: no conflict, and no part in the Gram matrix."""
-    from pal_dist.distributed.task_gradients import TaskGradients
-
-    model = build_model(tiny_bert, resolve_tasks(["sst", "sts"]), tiny_options())
-    apart = TaskGradients(list(model.bert.parameters()), 2, ranks=1)
-    heads = {}
-    for number, task in enumerate(model.heads):
-        batch = random_batch(model, task)
-        model.config.task_table()[task].objective.loss(model(batch), batch.labels_B).backward()
-        apart.set_aside(number, last=number == 1)
-        heads[task] = [p.grad.clone() for p in model.task_parts()[task].parameters()]
-    apart.merge(torch.tensor([0.0, 2.0]))
-    for task, before in heads.items():
-        assert all(torch.equal(p.grad, g) for p, g in zip(model.task_parts()[task].parameters(), before, strict=True))
-
-
-def tiny_options() -> Any:
-    from pal_dist.config.schema import ModelConfig
-
-    return ModelConfig(adapter_hidden=12, adapter_heads=2)
-
-
-def random_batch(model: MultiTaskBert, task: str) -> Any:
-
-    return laws.random_batch(model, task)
-
-
 class TestMemory:
     """One gradient a task and no graph, against PCGrad as it is often written."""
 
@@ -195,7 +152,7 @@ class TestMemory:
         work = workload_of(run, config, ranks=1, multiple=8)
         assert (work.separate_gradients, work.tasks) == (True, 3)
         plan = Plan(work, Machine(find_device("t4")), StepOptions(precision), "single", tokens)
-        found = trace_plan(plan, config)
-        assert plan.estimate.peak / found.peak - 1 == pytest.approx(0.0, abs=0.05)
+        traced = trace_plan(plan, config)
+        assert plan.estimate.peak / traced.peak - 1 == pytest.approx(0.0, abs=0.05)
         without = Plan(replace(work, separate_gradients=False), plan.machine, plan.options, "single", tokens)
         assert plan.needed > without.needed + 2 * 4 * work.shape.shared

@@ -98,9 +98,9 @@ def bytes_held(run: RunConfig, cache_dir: Path) -> int:
         trainer.state.step += 1
     gc.collect()
     held: dict[int, int] = {}
-    for found in gc.get_objects():
-        if isinstance(found, torch.Tensor):
-            local = found.to_local() if isinstance(found, DTensor) else found
+    for item in gc.get_objects():
+        if isinstance(item, torch.Tensor):
+            local = item.to_local() if isinstance(item, DTensor) else item
             held[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
     trainer.run.report.close()
     trainer.engine.close()
@@ -113,8 +113,8 @@ def test_the_algebra_of_shares(strategy: str, minilm: Path, tiny_run, cache_dir:
     run = tiny_run(model=minilm, strategy=strategy, adapter_hidden=60, adapter_heads=12)
     config = model_config(read_model_config(minilm), resolve_tasks(run.data.tasks), run.model, 48)
     with torch.device("meta"):
-        known = shape_of(MultiTaskBert(config), config)
-    parts = sharded(known, StepOptions("fp32"), strategy, 2)
+        model_shape = shape_of(MultiTaskBert(config), config)
+    parts = sharded(model_shape, StepOptions("fp32"), strategy, 2)
     planned = parts.parameters + parts.state + parts.buffers
     for held in run_ranks(bytes_held, run, cache_dir):
         assert isinstance(held, int), held

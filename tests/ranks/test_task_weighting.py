@@ -29,7 +29,7 @@ def gradients(run: RunConfig, cache_dir: Path) -> tuple[Gradients, Gradients]:
     engine.step = lambda **_: (engine.backend.reduce(), torch.zeros(()))[1]  # type: ignore[method-assign,assignment]
     served = next(iter(trainer.run.schedule.steps(2, 3)))
     trainer.step(served)
-    found = {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
+    measured = {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
     total = torch.zeros(())
     for index, rows in served:
@@ -51,7 +51,7 @@ def gradients(run: RunConfig, cache_dir: Path) -> tuple[Gradients, Gradients]:
     expected = {name: value.grad.numpy().copy() for name, value in model.named_parameters() if value.grad is not None}
     trainer.run.report.close()
     engine.close()
-    return found, expected
+    return measured, expected
 
 
 @pytest.mark.parametrize("weighting", ["equal", "scale", "uncertainty"])
@@ -63,11 +63,11 @@ def test_the_gradient_is_the_formula_s(weighting: str, tiny_run, cache_dir: Path
         )
         for answer in run_ranks(gradients, run, cache_dir, ranks=ranks):
             assert not isinstance(answer, Exception), answer
-            found, expected = answer
-            assert found.keys() == expected.keys()
+            measured, expected = answer
+            assert measured.keys() == expected.keys()
             norm = math.sqrt(sum(np.square(value).sum() for value in expected.values()))
             for name, value in expected.items():
-                assert np.abs(found[name] - value).max() < 1e-6 * norm, name
+                assert np.abs(measured[name] - value).max() < 1e-6 * norm, name
 
 
 @pytest.mark.long

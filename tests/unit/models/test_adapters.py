@@ -164,3 +164,18 @@ def test_tensor_core_preset() -> None:
     assert sum(parameter.numel() for parameter in pal.parameters()) == 768 * 192 * 2 + 192 + 768 + 12 * 3 * (
         192**2 + 192
     )
+
+
+def test_waking_changes_nothing() -> None:
+    """Identity at waking: a layer's gate is zero until it has been trained."""
+    geometry = Geometry(encoder_hidden=24, layers=(0, 1, 2), hidden=12, heads=3, dropout=0.0)
+    adapter = Adapter.registry["progressive_pal"](geometry).eval()
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.nn.init.zeros_(adapter.gates["1"])
+    hidden = torch.randn(2, 5, 24)
+    adapter.set_progress(0.0)
+    assert adapter.residual(1, hidden, hidden, None, 5) is None
+    assert adapter.residual(2, hidden, hidden, None, 5) is not None
+    adapter.set_progress(0.25)
+    assert not adapter.residual(1, hidden, hidden, None, 5).any()

@@ -10,14 +10,14 @@ def test_fast_dropout_has_the_right_statistics() -> None:
     from pal_dist.models.attention import dropout
 
     values = torch.full((1000, 1003), 2.0, requires_grad=True)
-    found = dropout(values, 0.1, True)
-    dropped = (found == 0).float().mean().item()
+    result = dropout(values, 0.1, True)
+    dropped = (result == 0).float().mean().item()
     assert dropped == pytest.approx(0.1, abs=0.002)
-    assert found.mean().item() == pytest.approx(2.0, rel=0.002)
-    assert found.max().item() == pytest.approx(2 / 0.9, rel=1e-4)
-    found.sum().backward()
-    torch.testing.assert_close(values.grad * 2, found.detach())
-    rows = (found == 0).float().mean(dim=1)
+    assert result.mean().item() == pytest.approx(2.0, rel=0.002)
+    assert result.max().item() == pytest.approx(2 / 0.9, rel=1e-4)
+    result.sum().backward()
+    torch.testing.assert_close(values.grad * 2, result.detach())
+    rows = (result == 0).float().mean(dim=1)
     assert rows.std().item() < 0.02  # no row or column is favoured
     assert dropout(values, 0.1, False) is values
 

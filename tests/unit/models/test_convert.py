@@ -19,8 +19,8 @@ class TestConvert:
     def test_tied_projections_listed_in_every_layer_must_agree(self) -> None:
         names = [f"bert.encoder.layer.{layer}.multi_layers.0.aug_dense.weight" for layer in range(2)]
         same, of_a_pal = torch.ones(3, 4), {"bert.encoder.layer.0.multi_layers.0.attn.key.bias": torch.ones(3)}
-        found = convert_state_dict({**dict.fromkeys(names, same), **of_a_pal}, ["sst"])
-        assert list(found.state) == ["adapters.sst.down.weight", "adapters.sst.attention.0.key.bias"]
+        converted = convert_state_dict({**dict.fromkeys(names, same), **of_a_pal}, ["sst"])
+        assert list(converted.state) == ["adapters.sst.down.weight", "adapters.sst.attention.0.key.bias"]
         with pytest.raises(UserError, match="tied"):
             convert_state_dict({names[0]: same, names[1]: same + 1, **of_a_pal}, ["sst"])
 
@@ -29,8 +29,9 @@ class TestConvert:
             convert_state_dict({"bert.encoder.mult_dense.0.weight": torch.ones(3, 4)}, ["sst"])
 
     def test_gates(self) -> None:
-        found = convert_state_dict({"bert.encoder.layer.3.multi_lhuc.0.lhuc": torch.ones(4)}, ["sst"])
-        assert (found.adapter, list(found.state), found.adapter_layers) == ("lhuc", ["adapters.sst.gates.3"], [3])
+        converted = convert_state_dict({"bert.encoder.layer.3.multi_lhuc.0.lhuc": torch.ones(4)}, ["sst"])
+        assert (converted.adapter, converted.adapter_layers) == ("lhuc", [3])
+        assert list(converted.state) == ["adapters.sst.gates.3"]
 
     def test_unknown_names_are_named(self) -> None:
         with pytest.raises(UserError, match=r"mult\.houlsby"):

@@ -59,9 +59,9 @@ def test_checkpoints_as_the_hub_has_them(format: str, tiny_bert: Path, tmp_path:
         torch.save(theirs, tmp_path / "pytorch_model.bin")
     else:
         save_file(theirs, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    found, expected = (
+    model, expected = (
         build_model(path, resolve_tasks(["sst"]), ModelConfig(adapter="none")) for path in (tmp_path, tiny_bert)
     )
     assert "has no pooler, so a new one is trained" in capsys.readouterr().err
     for name, value in expected.bert.state_dict().items():
-        assert "pooler" in name or torch.equal(value, found.bert.state_dict()[name]), name
+        assert "pooler" in name or torch.equal(value, model.bert.state_dict()[name]), name

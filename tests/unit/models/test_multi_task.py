@@ -1,16 +1,16 @@
-"""The multi-task model: what it refuses, and how a task is carried from one model to another."""
+"""The multi-task model: what it refuses, and what it says of itself."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import torch
+from torch import nn
 
 from pal_dist.config.schema import ModelConfig
 from pal_dist.core.errors import UserError
-from pal_dist.models.multi_task import MultiTaskBert, load_model
-from tests.support.tiny_model import tiny_config
+from pal_dist.models.adapters import Adapter
+from pal_dist.models.multi_task import MultiTaskBert, check_model_options
+from tests.support.laws import random_batch
+from tests.support.tiny_model import TASKS_OF_THREE, tiny_config
 
 
 @pytest.mark.parametrize(
@@ -23,35 +23,39 @@ from tests.support.tiny_model import tiny_config
     ],
 )
 def test_options_that_an_encoder_cannot_have(options: dict[str, object], says: str) -> None:
-    from pal_dist.models.multi_task import check_model_options
-
     with pytest.raises(UserError, match=says):
         check_model_options("tiny", tiny_config().to_dict(), ModelConfig(**options), 16)  # type: ignore[arg-type]
     check_model_options("tiny", tiny_config().to_dict(), ModelConfig(adapter="low_rank", adapter_hidden=50), 16)
 
 
-def test_one_task_file_carries_a_task_over(tmp_path: Path) -> None:
-    from pal_dist.models.export import export_model
+def test_others_ask_the_model_about_its_parts() -> None:
+    model = MultiTaskBert(tiny_config())
+    assert len(model.encoder_layers) == model.config.num_hidden_layers
+    assert model.task_adapters.keys() == set(TASKS_OF_THREE)
+    encoder = {id(parameter) for parameter in model.encoder.parameters()}
+    shared = {name for name, parameter in model.named_parameters() if id(parameter) in encoder}
+    assert {name for name, _ in model.named_parameters() if model.is_shared(name)} == shared
+    assert {id(parameter) for parameter in model.shared_parameters()} == encoder
+    model.freeze_encoder()
+    assert model.shared_parameters() == []
+    assert not model.trains_heads_only
 
-    model, other = MultiTaskBert(tiny_config()), MultiTaskBert(tiny_config())
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    export_model(
-        model,
-        tmp_path / "m",
-        values=model.state_dict(),
-        counts=model.parameter_counts(),
-        source=tmp_path,
-        card={"synthetic": True},
-        metrics={"sst": {"accuracy": 0.5}},
-    )
-    file = tmp_path / "m" / "tasks" / "sst.safetensors"
-    other.load_task(file, "sst")
-    assert all(torch.equal(value, model.task_state("sst")[name]) for name, value in other.task_state("sst").items())
-    assert not torch.equal(other.heads["sts"][1].weight, model.heads["sts"][1].weight)
-    with pytest.raises(UserError, match="does not fit task `sts`"):
-        other.load_task(file, "sts")
-    card = (tmp_path / "m" / "README.md").read_text()
-    assert "synthetic" in card
-    assert "| sst | accuracy | 0.5000 |" in card
-    assert load_model(tmp_path / "m").config.adapter == "pal"
+
+@pytest.mark.parametrize("kind", Adapter.registry)
+def test_parameters_that_are_read_without_a_call(kind: str) -> None:
+    """All others belong to modules that are called: ZeRO-3 gathers a module's parameters when it is."""
+    model = MultiTaskBert(tiny_config(kind)).train()
+    called_modules: set[nn.Module] = set()
+
+    def note(module: nn.Module, inputs: object) -> None:
+        called_modules.add(module)
+
+    for module in model.modules():
+        module.register_forward_pre_hook(note)
+    for task in model.heads:
+        model(random_batch(model, task))
+    called = {id(parameter) for module in called_modules for parameter in module.parameters(recurse=False)}
+    listed = {id(parameter) for _, parameter in model.parameters_read_directly()}
+    assert called_modules.issuperset(reader for reader, _ in model.parameters_read_directly())
+    assert listed.isdisjoint(called)
+    assert [name for name, value in model.named_parameters() if id(value) not in called | listed] == []
