@@ -1,4 +1,4 @@
-"""A run folder and a saved model that version 0.1.0 wrote are read, asked, evaluated and resumed by today's program."""
+"""A run folder and a saved model that version 0.1.0 wrote are evaluated, asked and resumed by today's program."""
 
 from __future__ import annotations
 
@@ -13,35 +13,12 @@ from safetensors.torch import load_file
 from pal_dist.cli import main
 from pal_dist.commands.train import train
 from pal_dist.config.resolve import run_from_dict
-from pal_dist.monitoring.compare import build_comparison
-from pal_dist.monitoring.status import status_of
-from tests.support.paths import ROOT
-
-FIXTURE = ROOT / "tests" / "fixtures" / "run_0_1_0"
-"""Six steps of sst and sts on an encoder of two layers, saved every second step; paths in it begin with /old."""
+from tests.support.old_run import copy_old_run
 
 
 @pytest.fixture
 def old_run(tmp_path: Path) -> Path:
-    """A copy, as if it had been trained here."""
-    shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
-    config = tmp_path / "run" / "config.json"
-    config.write_text(config.read_text().replace("/old", str(tmp_path)))
-    return tmp_path / "run"
-
-
-def test_status(old_run: Path) -> None:
-    status = status_of(old_run)
-    assert status.verdict == "finished"
-    assert "sst accuracy 0." in status.text()
-    assert " GiB" in status.text()
-
-
-def test_compare(old_run: Path) -> None:
-    comparison = build_comparison([old_run])
-    results = json.loads((old_run / "results.json").read_text())
-    assert f"{results['dev']['sts']['pearson']:.4f}" in comparison.markdown()
-    assert "sts pearson" in comparison.markdown()
+    return copy_old_run(tmp_path)
 
 
 def test_evaluate_gives_the_scores_that_it_reported(old_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

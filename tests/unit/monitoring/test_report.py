@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pal_dist.monitoring import report, run_files
-from pal_dist.monitoring.images import confusion_image, cosine_image
+from pal_dist.monitoring import run_files
 from pal_dist.monitoring.report import RunReport
 from pal_dist.monitoring.run_files import read_metrics
+from tests.support.hidden_libraries import hide_libraries
 
 ENTRY = {
     "loss": {"sst": 1.25},
@@ -51,9 +52,9 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert entries[-1]["headline"] == {"sst": "accuracy"}
     assert entries[-1]["confusion"] == {"sst": [[3, 1], [0, 4]]}
     assert images_of(tmp_path) == {"confusion/sst", "task_cosines"}
-    said = capsys.readouterr().err
-    assert "memory 1.50 GiB  left 1:01" in said
-    assert "dev mean 0.2500   sst accuracy 0.2500" in said, "the headline, wherever it stands"
+    lines = capsys.readouterr().err
+    assert "memory 1.50 GiB  left 1:01" in lines
+    assert "dev mean 0.2500   sst accuracy 0.2500" in lines, "the headline, wherever it stands"
 
 
 def test_what_was_logged_after_the_resumed_step_is_dropped(tmp_path: Path) -> None:
@@ -75,34 +76,44 @@ def test_no_number_is_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None
     assert math.isnan(entry["dev_mean"])
 
 
-def test_entries_of_version_0_1_0_are_read_as_todays(tmp_path: Path) -> None:
-    old = [
-        {"step": 2, "loss": {"sst": 1.0}, "memory_gigabytes": 2.147483648},
-        {"step": 2, "dev": {"sst": {"accuracy": 0.5, "f1_macro": 0.4}}, "dev_mean": 0.5},
-    ]
-    (tmp_path / run_files.METRICS).write_text("".join(json.dumps(entry) + "\n" for entry in old))
-    training, evaluation = read_metrics(tmp_path)
-    assert training["memory_gib"] == pytest.approx(2.0)
-    assert evaluation["headline"] == {"sst": "accuracy"}
+def test_a_log_file_has_a_line_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first, those of every ten seconds, and the last."""
+    moments = iter([100.0, 103.0, 109.9, 110.1, 112.0, 113.0])
+    run = RunReport(tmp_path, step=0, total_steps=6, job={})
+    monkeypatch.setattr("pal_dist.monitoring.report.time.monotonic", lambda: next(moments))
+    for step in range(1, 7):
+        run.progress(step, 6, ENTRY)
+    monkeypatch.undo()
+    run.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/6", "4/6", "6/6"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_a_bar_and_lines_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    run = RunReport(tmp_path, step=0, total_steps=4, job={})
+    run.progress(2, 4, ENTRY)
+    run.say("a line")
+    run.close()
+    text = terminal.getvalue()
+    assert "[##########..........] step 2/4  loss sst 1.250" in text
+    assert "\ra line\n" in text
+    assert not text.endswith("GiB  left 1:01"), "the bar is wiped in the end"
 
 
 def test_without_matplotlib_the_run_goes_on_and_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report, "has_library", lambda name: name != "matplotlib")
+    hide_libraries(monkeypatch, "matplotlib")
     write_a_run(tmp_path)
     assert capsys.readouterr().err.count("pip install 'pal-dist[compare]'") == 1
     assert images_of(tmp_path) == set()
     assert [entry["confusion"] for entry in read_metrics(tmp_path) if "dev" in entry] == [{"sst": [[3, 1], [0, 4]]}]
-
-
-def test_pictures_show_what_they_are_of() -> None:
-    same, other = confusion_image(np.array([[9, 1], [0, 4]])), confusion_image(np.array([[1, 9], [0, 4]]))
-    assert same.dtype == np.uint8
-    assert same.ndim == 3
-    assert same.shape[2] == 3
-    assert (same != other).any()
-    against, along = ([[1.0, value], [value, 1.0]] for value in (-1.0, 1.0))
-    red, blue = (cosine_image(["sst", "sts"], cosines).reshape(-1, 3).mean(axis=0) for cosines in (against, along))
-    assert red[0] > blue[0], "against each other: red"
-    assert blue[2] > red[2], "along: blue"
