@@ -11,17 +11,38 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pal_dist.core.errors import UserError
 
+ABANDONED_AFTER = 24 * 3600
+"""Seconds without a change after which a draft is that of a process that was killed."""
 
-def draft_of(path: Path) -> Path:
-    """Where this process drafts what will stand at `path`: beside it, so that a rename is enough."""
-    return path.with_name(f".{path.name}.{os.getpid()}.draft")
+
+def draft_of(path: Path, writer: object = None) -> Path:
+    """Where `writer`, by default this process, drafts what will stand at `path`: beside it, so a rename is enough."""
+    return path.with_name(f".{path.name}.{writer or os.getpid()}.draft")
+
+
+def _remove_abandoned_drafts(path: Path) -> None:
+    """Free the room that killed writers of `path` hold."""
+    for draft in path.parent.iterdir():
+        if draft.name.endswith(".draft") and draft.name.removeprefix(".").startswith(f"{path.name}."):
+            with suppress(OSError):  # its writer has just finished, or it is another person's
+                contents = [draft, *draft.rglob("*")] if draft.is_dir() else [draft]
+                if time.time() - max(entry.stat().st_mtime for entry in contents) > ABANDONED_AFTER:
+                    _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -30,14 +51,15 @@ def atomic_folder(folder: Path, *, needs: int = 0, draft: Path | None = None) ->
 
     Args:
         needs: bytes that will be written, as far as that is known.
-        draft: where the draft is, if several processes fill it; by default a place of this process's own.
+        draft: where the draft is, if several processes have to know that; by default a place of this process's own.
 
     Raises UserError where the disk is full, or has less than `needs` bytes left, with the old folder untouched.
     """
     draft = draft or draft_of(folder)
-    shutil.rmtree(draft, ignore_errors=True)
+    _remove(draft)
     with explain_full_disk(folder):
         draft.mkdir(parents=True)
+        _remove_abandoned_drafts(folder)
         try:
             check_room(draft, needs)
             yield draft
@@ -46,9 +68,10 @@ def atomic_folder(folder: Path, *, needs: int = 0, draft: Path | None = None) ->
                 if path.is_file():
                     path.chmod(mode)  # some writers make files that only their owner may read; a team shares runs
                 sync(path)
-            replace_folder(draft, folder)
+            sync(draft)
+            _replace_folder(draft, folder)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            _remove(draft)
 
 
 def _usual_mode(folder: Path) -> int:
@@ -60,15 +83,19 @@ def _usual_mode(folder: Path) -> int:
     return mode
 
 
-def replace_folder(draft: Path, folder: Path) -> None:
-    """Let a finished draft take the place of `folder`."""
-    sync(draft)
+def _replace_folder(draft: Path, folder: Path) -> None:
+    """Let a finished draft take the place of `folder`, which a rename alone cannot do where it is not empty."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         folder.rename(old)
-    draft.rename(folder)
+    try:
+        draft.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 @contextmanager
@@ -80,19 +107,15 @@ def atomic_file(path: Path, *, needs: int = 0, draft: Path | None = None) -> Ite
     draft = draft or draft_of(path)
     with explain_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned_drafts(path)
         try:
             check_room(path.parent, needs)
             yield draft
-            replace_file(draft, path)
+            sync(draft)
+            draft.replace(path)
+            sync(path.parent)
         finally:
-            draft.unlink(missing_ok=True)
-
-
-def replace_file(draft: Path, path: Path) -> None:
-    """Let a finished draft take the place of `path`."""
-    sync(draft)
-    draft.replace(path)
-    sync(path.parent)
+            _remove(draft)
 
 
 def check_room(folder: Path, needs: int) -> None:

@@ -2,6 +2,9 @@
 
 Pure functions of (seed, step, lengths): the examples of a step depend neither on the token budget nor on the number of
 ranks, so neither changes the gradient. No torch here.
+
+A piece is what becomes one micro-batch: examples that stand side by side, the longest first. Pieces are told by their
+`firsts`, the position at which each begins.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ def pass_order(lengths: NDArray[np.int32], *, block: int, window: int, seed: tup
     """
     random = np.random.default_rng(seed)
     order = random.permutation(len(lengths))
-    pieces: list[Rows] = []
+    in_order: list[Rows] = []
     for start in range(0, len(order), window * block):
         rows = order[start : start + window * block]
         rows = rows[np.argsort(lengths[rows], kind="stable")]  # stable: equal lengths keep their random order
@@ -57,9 +60,9 @@ def pass_order(lengths: NDArray[np.int32], *, block: int, window: int, seed: tup
         # longest texts a smaller step, and so a larger weight, in every pass.
         offset = block * int(random.integers(len(rows) // block + 1)) if short else 0
         blocks = np.split(np.concatenate([rows[:offset], rows[offset + short :]]), len(rows) // block or 1)
-        pieces += [blocks[index] for index in random.permutation(len(blocks)) if len(blocks[index])]
-        pieces += [rows[offset : offset + short]] if short else []
-    return np.concatenate(pieces)
+        in_order += [blocks[index] for index in random.permutation(len(blocks)) if len(blocks[index])]
+        in_order += [rows[offset : offset + short]] if short else []
+    return np.concatenate(in_order)
 
 
 class Schedule:
@@ -79,20 +82,20 @@ class Schedule:
 
     def steps(self, start: int, stop: int) -> Iterator[StepRows]:
         """(task, rows) of each step in [start, stop). Earlier steps are replayed as arithmetic only."""
-        size = self.sampling.sizes
-        passes, places, blocks = [0] * len(size), [0] * len(size), [self.sampling.batch_size] * len(size)
+        sizes = self.sampling.sizes
+        passes, positions, blocks = [0] * len(sizes), [0] * len(sizes), [self.sampling.batch_size] * len(sizes)
         for step in range(stop):
             step_rows: StepRows = []
             for task, count in enumerate(self.sampling.counts(step).tolist()):
                 if not count:
                     continue
-                if places[task] == 0 and self.sampling.kind != "random":
+                if positions[task] == 0 and self.sampling.kind != "random":
                     blocks[task] = count  # so that blocks and servings coincide throughout the pass
-                first, last = places[task], min(places[task] + count, size[task])
+                first, last = positions[task], min(positions[task] + count, sizes[task])
                 if step >= start:
                     step_rows.append((task, self._order(task, passes[task], blocks[task])[first:last]))
-                places[task] = last % size[task]
-                passes[task] += last == size[task]
+                positions[task] = last % sizes[task]
+                passes[task] += last == sizes[task]
             if step >= start:
                 yield step_rows
 
@@ -106,7 +109,7 @@ def pack_micro_batches(
     cost: int = MICRO_BATCH_COST,
     loads: NDArray[np.int64] | None = None,
 ) -> list[list[Rows]]:
-    """Cut examples into micro-batches: result[micro_step][rank] are positions in `lengths` (empty: a filler's place).
+    """Cut examples into micro-batches: result[micro_step][rank] are positions in `lengths` (empty: a filler's).
 
     A micro-batch holds neighbours in length, at most `budget` tokens of them, padding to `multiple` included (a longer
     example stands alone). One rank gets the cheapest of all such cuts: padded tokens plus `cost` each. Several ranks
@@ -124,7 +127,7 @@ def pack_micro_batches(
     weights = np.diff([*firsts, len(order)]) * padded[firsts] + useful
     loads = np.zeros(ranks, dtype=np.int64) if loads is None else loads
     heaviest = np.argsort(-weights, kind="stable")
-    steps: list[list[Rows]] = []
+    micro_steps: list[list[Rows]] = []
     for start in range(0, len(pieces), ranks):
         group = heaviest[start : start + ranks]
         least_loaded = np.argsort(loads, kind="stable")[: len(group)]
@@ -132,32 +135,32 @@ def pack_micro_batches(
         by_rank = [order[:0]] * ranks
         for rank, piece in zip(least_loaded.tolist(), group.tolist(), strict=True):
             by_rank[rank] = pieces[piece]
-        steps.append(by_rank)
-    return steps
+        micro_steps.append(by_rank)
+    return micro_steps
 
 
 def _cheapest_pieces(sizes: list[int], budget: int, cost: int) -> list[int]:
-    """First positions of the pieces that cost least. `sizes` are padded lengths, the longest first."""
+    """Firsts of the pieces that cost least together. `sizes` are padded lengths, the longest first."""
     padded, count = np.asarray(sizes), len(sizes)
-    least = np.zeros(count + 1)  # least cost of everything from a position on; the longest of a piece stands first
-    after = np.zeros(count, dtype=np.int64)
+    least_cost = np.zeros(count + 1)  # of everything from a position on; the longest of a piece stands first
+    next_first = np.zeros(count, dtype=np.int64)  # of the best piece that begins at a position: where the next begins
     for first in range(count - 1, -1, -1):
         ends = np.arange(first + 1, min(first + max(1, budget // sizes[first]), count) + 1)
-        costs = (ends - first) * padded[first] + cost + least[ends]
+        costs = (ends - first) * padded[first] + cost + least_cost[ends]
         best = int(costs.argmin())
-        least[first], after[first] = costs[best], ends[best]
+        least_cost[first], next_first[first] = costs[best], ends[best]
     firsts = [0]
-    while (following := int(after[firsts[-1]])) < count:
+    while (following := int(next_first[firsts[-1]])) < count:
         firsts.append(following)
     return firsts
 
 
 def _even_pieces(sizes: list[int], budget: int, ranks: int, cost: int) -> list[int]:
-    """First positions of the same number of pieces for each rank, none of which waits long for another.
+    """Firsts of the same number of pieces for each rank, so that none waits long for another.
 
-    For every number that may pay, the largest piece is made as small as can be; what the last one falls short of it is
-    then shared by all. Every rank does this in every step: trying every end of every piece, as for one rank, would take
-    longer than the step where ranks are many.
+    For every number of pieces that may pay, the largest piece is made as small as can be; what the last one falls short
+    of it is then spread over all. Every rank does this in every step: trying every end of every piece, as for one rank,
+    would take longer than the step where ranks are many.
     """
     count, tokens = len(sizes), sum(sizes)
     best: tuple[float, int, int] | None = None
@@ -176,17 +179,17 @@ def _even_pieces(sizes: list[int], budget: int, ranks: int, cost: int) -> list[i
 
 
 def _filled_pieces(sizes: list[int], largest: int, most: int) -> list[int]:
-    """First positions of pieces filled up to `largest` tokens one by one; empty where `most` are not enough."""
-    firsts, at, count = [0], 0, len(sizes)
-    while (at := at + (largest // sizes[at] or 1)) < count:
-        firsts.append(at)
+    """Firsts of pieces filled up to `largest` tokens one by one; empty where `most` are not enough."""
+    firsts, position, count = [0], 0, len(sizes)
+    while (position := position + (largest // sizes[position] or 1)) < count:
+        firsts.append(position)
         if len(firsts) > most:
             return []
     return firsts
 
 
 def _levelled_pieces(sizes: list[int], firsts: list[int], largest: int, pieces: int) -> list[int]:
-    """The same examples in exactly so many `pieces`, of nearly the mean size, none above `largest`.
+    """Firsts of exactly so many `pieces` of the same examples, of nearly the mean size, none above `largest`.
 
     From the shortest examples on, where one more or less is little: pieces begin earlier than before, never later, so
     what is left for those before them fits.
@@ -259,13 +262,13 @@ def micro_batches(
     cost: int = MICRO_BATCH_COST,
 ) -> list[MicroBatch]:
     """This rank's micro-batches of one step: the same number, tasks in the same order, on every rank."""
-    steps = assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks, multiple=multiple, cost=cost)
-    return [_micro_batch(task, rows, by_rank[rank], lengths[task]) for task, rows, by_rank in steps]
+    micro_steps = assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks, multiple=multiple, cost=cost)
+    return [_micro_batch(task, rows, by_rank[rank], lengths[task]) for task, rows, by_rank in micro_steps]
 
 
-def _micro_batch(task: int, rows: Rows, places: Rows, lengths: NDArray[np.int32]) -> MicroBatch:
-    if len(places):
-        return MicroBatch(task, rows[places])
+def _micro_batch(task: int, rows: Rows, positions: Rows, lengths: NDArray[np.int32]) -> MicroBatch:
+    if len(positions):
+        return MicroBatch(task, rows[positions])
     return MicroBatch(task, rows[[lengths[rows].argmin()]], filler=True)  # the least that can keep a rank in step
 
 

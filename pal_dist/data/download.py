@@ -13,11 +13,11 @@ from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.tasks.registry import Task, resolve_tasks
 
-COURSE = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/main/data/"
+COURSE_URL = "https://raw.githubusercontent.com/gpoesia/minbert-default-final-project/main/data/"
 """Files of the CS224N default final project (SST, CFIMDB, Quora, STS), as the course hands them out."""
 
-GLUE = "nyu-mll/glue"
-"""Name of the GLUE benchmark on the hub."""
+GLUE_ON_HUB = "nyu-mll/glue"
+"""Name of the GLUE benchmark on the Hugging Face hub."""
 
 OFFICIAL_COLUMNS = {
     "mrpc": {"sentence1": "#1 String", "sentence2": "#2 String", "label": "Quality"},
@@ -28,11 +28,15 @@ OFFICIAL_COLUMNS = {
 """Columns of the hub's tables that GLUE's own files call otherwise."""
 
 HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+"""What the hub calls our splits."""
 
 
 def fetch(data_dir: Path, names: list[str]) -> list[Path]:
-    """Download the tasks' files that are not there yet. Raises UserError where the network or a package fails."""
-    written: list[Path] = []
+    """Download the tasks' files that are not there yet; returns the paths of those.
+
+    Raises UserError where the network or a package fails; a file that was begun is not left there.
+    """
+    downloaded: list[Path] = []
     for task in resolve_tasks(names):
         files = {**task.files, **(task.extra_files or {})}
         for split, file in files.items():
@@ -40,23 +44,21 @@ def fetch(data_dir: Path, names: list[str]) -> list[Path]:
             if path.is_file():
                 say(f"{path}: already here")
                 continue
-            path.parent.mkdir(parents=True, exist_ok=True)
             if file.startswith("glue/"):
                 _fetch_glue(task, split, path)
             else:
-                _download(COURSE + file, path)
-            written.append(path)
-    return written
+                _download(COURSE_URL + file, path)
+            downloaded.append(path)
+    return downloaded
 
 
-def _download(address: str, path: Path) -> None:
+def _download(url: str, path: Path) -> None:
     try:
         with atomic_file(path) as draft:
-            urllib.request.urlretrieve(address, draft)
-    except urllib.error.URLError as error:
-        raise UserError(
-            f"{address}: not reachable ({error.reason}); check the network, or copy {path.name} there"
-        ) from None
+            urllib.request.urlretrieve(url, draft)
+    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"{url}: not reachable ({reason}); check the network, or copy {path.name} there") from None
 
 
 def _fetch_glue(task: Task, split: str, path: Path) -> None:
@@ -65,7 +67,7 @@ def _fetch_glue(task: Task, split: str, path: Path) -> None:
     except ImportError:
         raise UserError("GLUE comes through the `datasets` library: pip install 'pal-dist[fetch]'") from None
     try:
-        rows = load_dataset(GLUE, task.name, split=hub_split(task, split))
+        rows = load_dataset(GLUE_ON_HUB, task.name, split=hub_split(task, split))
     except OSError as error:
         raise UserError(f"GLUE `{task.name}` is not reachable on the hub ({error}); check the network") from None
     labels = getattr(rows.features["label"], "names", None) if getattr(task.objective, "names", ()) else None

@@ -72,10 +72,10 @@ class Sampling:
         tasks = len(self.sizes)
         if self.step_tasks == "one":
             if self.kind == "round_robin":
-                served = step % tasks
+                task = step % tasks
             else:
-                served = int(np.random.default_rng([self.seed, step]).choice(tasks, p=self.chances(step)))
-            return np.where(np.arange(tasks) == served, self.batch_size, 0)
+                task = int(np.random.default_rng([self.seed, step]).choice(tasks, p=self.chances(step)))
+            return np.where(np.arange(tasks) == task, self.batch_size, 0)
         spare = self.examples_per_step - tasks  # every task has one for certain
         if self.kind == "random":
             return 1 + np.random.default_rng([self.seed, step]).multinomial(spare, self.chances(step))
@@ -83,7 +83,10 @@ class Sampling:
 
     @property
     def most_rows_per_task(self) -> int:
-        """The most examples of one task that any step of the run can serve, over all ranks."""
+        """The most examples of one task that any step of the run can serve, over all ranks.
+
+        Under random sampling hardly any run meets it; under the others some step does, where passes are long enough.
+        """
         tasks = len(self.sizes)
         if self.step_tasks == "one":
             largest = np.full(tasks, self.batch_size)
@@ -96,10 +99,10 @@ class Sampling:
 
     def describe_epoch(self, names: tuple[str, ...]) -> str:
         """One sentence that says what an epoch is here."""
-        looked_at = min(self.steps_per_epoch, 1000)  # an epoch of millions of steps is like its beginning
-        served = sum((self.counts(step) for step in range(looked_at)), np.zeros(len(names), np.int64))
-        share = served * self.steps_per_epoch / looked_at / np.array(self.sizes)
-        passes = ", ".join(f"{name} {count:.2f}" for name, count in zip(names, share, strict=True))
+        counted_steps = min(self.steps_per_epoch, 1000)  # an epoch of millions of steps is like its beginning
+        examples = sum((self.counts(step) for step in range(counted_steps)), np.zeros(len(names), np.int64))
+        passes_by_task = examples * self.steps_per_epoch / counted_steps / np.array(self.sizes)
+        passes = ", ".join(f"{name} {count:.2f}" for name, count in zip(names, passes_by_task, strict=True))
         why = f"that serve as many examples as the training files hold together ({sum(self.sizes):,})"
         if self.epoch_steps:
             why = f"as given ({self.epoch_steps * self.examples_per_step:,} examples)"

@@ -22,7 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pal_dist.core.atomic_io import atomic_folder, explain_full_disk
+from pal_dist.core.atomic_io import atomic_folder, explain_full_disk, write_json
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.data.batch import Batch, pad_to_batch
@@ -38,12 +38,15 @@ CACHE_FORMAT = 1
 ROWS_PER_CHUNK = 2048
 """Rows tokenised at a time: enough to keep all cores busy, little enough to hold in memory."""
 
-MOST_NAMED = 100
-"""Bad rows that are kept by name; all are counted."""
+MOST_NAMED_BAD_ROWS = 100
+"""Bad rows whose line and reason are kept; all are counted."""
 
-ARRAYS = ("tokens", "starts", "first_lengths", "labels", "ids", "id_starts")
+ARRAY_FILES = ("tokens", "starts", "first_lengths", "labels", "ids", "id_starts")
 """Files of a corpus: token ids one row behind the other and where each begins; tokens up to the end of the first text;
 labels; the rows' own names, likewise with their beginnings."""
+
+META_FILE = "meta.json"
+"""The width of a token id, and the `ReadingReport`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class ReadingReport:
     examples: int
     bad_rows: int
     named_bad_rows: tuple[tuple[int, str], ...]
-    """(line, reason) of the first MOST_NAMED bad rows."""
+    """(line, reason) of the first MOST_NAMED_BAD_ROWS."""
     truncated: int
     """Examples longer than max_length, cut to it."""
 
@@ -70,7 +73,7 @@ class Corpus:
 
     def __init__(self, folder: Path, file: Path):
         self.folder, self.key = folder, folder.name  # task, split and hash of everything that made this corpus
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         report = meta["report"]
         bad_rows = tuple(map(tuple, report["named_bad_rows"]))
         self.report = ReadingReport(**{**report, "file": str(file), "named_bad_rows": bad_rows})
@@ -130,7 +133,7 @@ def load_corpus(
         raise UserError(f"task `{task.name}` has no `{split}` file; it has {', '.join(task.files)}")
     path = data_dir / name
     settings = {"max_length": max_length, "max_characters": max_characters, "bad_rows": bad_rows, "labelled": labelled}
-    folder = cache_dir / f"{task.name}-{split}-{_hash(path, task, tokenizer, settings)}"
+    folder = cache_dir / f"{task.name}-{split}-{_corpus_hash(path, task, tokenizer, settings)}"
     if not folder.is_dir():
         with explain_full_disk(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True)
@@ -142,7 +145,7 @@ def load_corpus(
     return Corpus(folder, path)
 
 
-def _hash(path: Path, task: Task, tokenizer: Tokenizer, settings: dict[str, Any]) -> str:
+def _corpus_hash(path: Path, task: Task, tokenizer: Tokenizer, settings: dict[str, Any]) -> str:
     """Of everything that makes a corpus."""
     recipe = {
         **settings,
@@ -178,7 +181,7 @@ class _UsableRows:
                     f"rows out (they are named and counted)"
                 )
             self.bad_rows += 1
-            if len(self.named_bad_rows) < MOST_NAMED:
+            if len(self.named_bad_rows) < MOST_NAMED_BAD_ROWS:
                 self.named_bad_rows.append((row.line, row.reason))
 
 
@@ -191,30 +194,29 @@ def _build(folder: Path, examples: _UsableRows, tokenizer: Tokenizer, max_length
         with atomic_folder(folder) as draft:
             with ExitStack() as stack:
                 files: dict[str, BinaryIO] = {
-                    name: stack.enter_context(open(draft / f"{name}.bin", "wb")) for name in ARRAYS
+                    name: stack.enter_context(open(draft / f"{name}.bin", "wb")) for name in ARRAY_FILES
                 }
-                written, truncated = _write(files, examples, tokenizer, dtype, title)
-            if not written:
+                count, truncated = _write_arrays(files, examples, tokenizer, dtype, title)
+            if not count:
                 raise UserError(
                     f"{examples.path}: no usable row among {examples.bad_rows}; the first: "
                     f"{examples.named_bad_rows[:1]}"
                 )
             report = ReadingReport(
-                str(examples.path), written, examples.bad_rows, tuple(examples.named_bad_rows), truncated
+                str(examples.path), count, examples.bad_rows, tuple(examples.named_bad_rows), truncated
             )
-            meta = json.dumps({"token_dtype": dtype, "report": asdict(report)})
-            (draft / "meta.json").write_text(meta, encoding="utf-8")
+            write_json(draft / META_FILE, {"token_dtype": dtype, "report": asdict(report)})
     finally:
         tokenizer.no_truncation()
     if title:
-        say(f"{title}: {written:,} rows in {time.perf_counter() - begun:.1f} s")
+        say(f"{title}: {count:,} rows in {time.perf_counter() - begun:.1f} s")
 
 
-def _write(
+def _write_arrays(
     files: dict[str, BinaryIO], examples: Iterable[Example], tokenizer: Tokenizer, dtype: str, title: str | None
 ) -> tuple[int, int]:
     """Tokenise chunk by chunk and append; returns (examples, truncated examples)."""
-    written = truncated = token_end = id_end = 0
+    count = truncated = token_end = id_end = 0
     files["starts"].write(np.int64(0).tobytes())
     files["id_starts"].write(np.int64(0).tobytes())
     stream = iter(examples)
@@ -234,7 +236,7 @@ def _write(
             files["ids"].write(b"".join(ids))
             files["id_starts"].write((id_end + np.cumsum(id_lengths)).astype(np.int64).tobytes())
             token_end, id_end = token_end + int(lengths.sum()), id_end + sum(id_lengths)
-            written += len(chunk)
+            count += len(chunk)
             truncated += sum(bool(encoding.overflowing) for encoding in encodings)
             bar.update(len(chunk))
-    return written, truncated
+    return count, truncated

@@ -54,6 +54,7 @@ class Task:
     """Further named splits for `evaluate` and `predict`, such as MNLI's mismatched halves."""
 
     def file(self, split: str) -> str | None:
+        """The split's file, relative to the data folder; None: the task has no such split."""
         return {**self.files, **(self.extra_files or {})}.get(split)
 
 
@@ -85,10 +86,10 @@ def _glue(
     extra_files: Mapping[str, str] | None = None,
 ) -> Task:
     """A task in the official GLUE layout: `glue/FOLDER/{train,dev,test}.tsv`, quotes taken literally."""
-    named = splits or {split: f"{split}.tsv" for split in SPLITS}
+    file_names = splits or {split: f"{split}.tsv" for split in SPLITS}
     return Task(
         name=name,
-        files={split: f"glue/{folder}/{file}" for split, file in named.items()},
+        files={split: f"glue/{folder}/{file}" for split, file in file_names.items()},
         text_a=text_a,
         text_b=text_b,
         label=label,
@@ -206,9 +207,9 @@ def resolve_tasks(names: Iterable[str]) -> tuple[Task, ...]:
     Raises UserError for an unknown name (with the nearest one), a name given twice, or a yaml that is no task.
     """
     tasks = tuple(_from_yaml(Path(name)) if name.endswith((".yaml", ".yml")) else _from_table(name) for name in names)
-    seen = [task.name for task in tasks]
-    for name in seen:
-        if seen.count(name) > 1:
+    task_names = [task.name for task in tasks]
+    for name in task_names:
+        if task_names.count(name) > 1:
             raise UserError(f"--tasks names `{name}` twice; every task may appear once")
     return tasks
 
@@ -245,7 +246,7 @@ def task_from_dict(entry: Any, *, where: str, folder: Path | None = None) -> Tas
         raise UserError(
             f"{where}: expected the fields of a task ({', '.join(task_fields)}), found {type(entry).__name__}"
         )
-    problems = [f"unknown field `{key}`" + _near(str(key), task_fields) for key in entry if key not in task_fields]
+    problems = [f"unknown field `{key}`" + _name_hint(str(key), task_fields) for key in entry if key not in task_fields]
     problems += [
         f"missing field `{name}`"
         for name, field in task_fields.items()
@@ -271,8 +272,8 @@ def _beside(file: str, folder: Path | None) -> str:
     return str((folder / file).resolve()) if folder and (folder / file).is_file() else file
 
 
-def _near(word: str, known: Iterable[str]) -> str:
-    near = nearest(word, known)
+def _name_hint(name: str, names: Iterable[str]) -> str:
+    near = nearest(name, names)
     return f" (did you mean `{near}`?)" if near else ""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pal_dist.core.atomic_io import check_room, explain_full_disk, replace_folder, sync, write_json
+from pal_dist.core.atomic_io import atomic_folder, check_room, draft_of, explain_full_disk, sync, write_json
 from pal_dist.core.console import say
-from pal_dist.core.errors import UserError
 from pal_dist.distributed.engine import Engine
-
-NUMBER = "#"
-"""Ends the name of a number that is no tensor."""
+from pal_dist.training.shared_errors import raise_on_every_rank
 
 VALUE = "value"
+"""Name of a parameter's own tensor; its other tensors are called as the optimizer calls its state."""
 
-STATE = "state.json"
+NUMBER_SUFFIX = "#"
+"""Ends the name of optimizer state that is a number and no tensor."""
+
+STATE_FILE = "state.json"
+"""The run's state, and the size of every other file of the checkpoint."""
 
 
 def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep: int) -> None:
@@ -39,42 +42,27 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep
     where the disk is full; earlier checkpoints stay whole.
     """
     target = folder / f"step-{state['step']:08d}"
-    draft = folder / f".{target.name}.draft"
-    failure: UserError | None = None
-    try:
-        with explain_full_disk(target):
+    draft = draft_of(target, "all-ranks")
+    part = draft / f"part-{engine.rank + 1:05d}-of-{engine.ranks:05d}.safetensors"
+    with ExitStack() as writing:
+        with raise_on_every_rank(engine):
             if engine.is_main:
-                shutil.rmtree(draft, ignore_errors=True)
-                draft.mkdir(parents=True)
-    except UserError as error:
-        failure = error
-    _all_or_nothing(engine, failure, draft)
-    part = f"part-{engine.rank + 1:05d}-of-{engine.ranks:05d}.safetensors"
-    try:
-        with explain_full_disk(target):
+                writing.enter_context(atomic_folder(target, draft=draft))
+        with raise_on_every_rank(engine), explain_full_disk(target):
             tensors = _own_part(engine)
             check_room(folder, sum(tensor.nbytes for tensor in tensors.values()))
-            save_file(tensors, draft / part)
-            sync(draft / part)
-    except UserError as error:
-        failure = error
-    _all_or_nothing(engine, failure, draft)
+            save_file(tensors, part)
+            sync(part)
+        with raise_on_every_rank(engine):
+            if engine.is_main:
+                sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+                write_json(draft / STATE_FILE, {**state, "scaler": engine.loss_scale_state(), "files": sizes})
+            writing.close()  # puts the folder in its place
     if engine.is_main:
-        sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
-        write_json(draft / STATE, {**state, "scaler": engine.loss_scale_state(), "files": sizes})
-        replace_folder(draft, target)
-        for old in checkpoints(folder)[:-keep]:
+        left_by_killed_processes = list(folder.glob(".step-*.draft"))
+        for old in [*checkpoints(folder)[:-keep], *left_by_killed_processes]:
             shutil.rmtree(old, ignore_errors=True)
     engine.wait_for_everyone()
-
-
-def _all_or_nothing(engine: Engine, failure: UserError | None, draft: Path) -> None:
-    """Raise one rank's failure on all of them."""
-    failures = [theirs for theirs in engine.gather(failure) if theirs is not None]
-    if failures:
-        if engine.is_main:
-            shutil.rmtree(draft, ignore_errors=True)
-        raise failures[0]
 
 
 def _own_part(engine: Engine) -> dict[str, Tensor]:
@@ -88,13 +76,13 @@ def _own_part(engine: Engine) -> dict[str, Tensor]:
             if isinstance(entry, Tensor):
                 tensors[f"{name}/{key}"] = entry.cpu().contiguous()
             else:
-                tensors[f"{name}/{key}{NUMBER}"] = torch.tensor(entry)
+                tensors[f"{name}/{key}{NUMBER_SUFFIX}"] = torch.tensor(entry)
     return tensors
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+    return sorted(path for path in folder.glob("step-*") if (path / STATE_FILE).is_file())
 
 
 def newest_intact(folder: Path) -> Path | None:
@@ -110,7 +98,7 @@ def newest_intact(folder: Path) -> Path | None:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None: nothing."""
     try:
-        sizes: dict[str, int] = json.loads((path / STATE).read_text(encoding="utf-8"))["files"]
+        sizes: dict[str, int] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["files"]
         for name, size in sizes.items():
             size_now = (path / name).stat().st_size
             if size_now != size:
@@ -124,7 +112,7 @@ def find_damage(path: Path) -> str | None:
 
 def load_state(path: Path, engine: Engine) -> dict[str, Any]:
     """The run's state as it was saved; the loss scale goes to the engine."""
-    state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     state.pop("files")
     engine.load_loss_scale_state(state.pop("scaler"))
     return state
@@ -152,7 +140,7 @@ def load_moments(path: Path, engine: Engine) -> None:
     """Give the optimizer its state back, under whatever strategy the engine has."""
     for name, entries in _entries(path):
         moments = {
-            key.removesuffix(NUMBER): value.item() if key.endswith(NUMBER) else value
+            key.removesuffix(NUMBER_SUFFIX): value.item() if key.endswith(NUMBER_SUFFIX) else value
             for key, value in entries.items()
             if key != VALUE
         }

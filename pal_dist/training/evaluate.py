@@ -37,10 +37,10 @@ class Predictions:
 
     def confusion(self) -> NDArray[np.int64] | None:
         """Counts [label, prediction]; None where the task predicts a score."""
-        kinds = self.task.objective.class_count
-        if not kinds:
+        classes = self.task.objective.class_count
+        if not classes:
             return None
-        counts = np.zeros((kinds, kinds), dtype=np.int64)
+        counts = np.zeros((classes, classes), dtype=np.int64)
         pairs = np.stack([self.corpus.labels, self.values])
         np.add.at(counts, tuple(pairs.astype(int)), 1)
         return counts
@@ -136,8 +136,9 @@ def course_lines(predictions: Predictions) -> list[str]:
 
 def json_records(predictions: Predictions) -> list[dict[str, Any]]:
     """One record a row, in the order of the file; labels in the file's own words, where it has words."""
-    say = predictions.task.objective.format_prediction
+    format_prediction = predictions.task.objective.format_prediction
     rows = enumerate(zip(predictions.values.tolist(), predictions.logits.tolist(), strict=True))
     return [
-        {"id": predictions.corpus.id(row), "prediction": say(value), "logits": logits} for row, (value, logits) in rows
+        {"id": predictions.corpus.id(row), "prediction": format_prediction(value), "logits": logits}
+        for row, (value, logits) in rows
     ]

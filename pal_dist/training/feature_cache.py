@@ -13,10 +13,9 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pal_dist.core.atomic_io import explain_full_disk, write_json
+from pal_dist.core.atomic_io import draft_of, write_json
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.core.units import gib
@@ -37,16 +36,17 @@ from pal_dist.distributed.engine import Engine
 from pal_dist.models.multi_task import MultiTaskBert
 from pal_dist.tasks.registry import Task
 from pal_dist.training.evaluate import run_rows
-from pal_dist.training.feature_file import FeatureFileWriter, find_damage
+from pal_dist.training.feature_file import FeatureRows, find_damage, write_feature_file
+from pal_dist.training.shared_errors import raise_on_every_rank
 
-FORMAT = 1
-"""Raised when the file below or what the encoder computes changes; older files are then not found."""
+FEATURE_FORMAT = 1
+"""Raised when a feature file or what the encoder computes changes; older files are then not found."""
 
-STRETCH, LONGEST_STRETCH = 2048, 1 << 16
-"""Examples of one rank, and of all ranks together, that are computed before they go to disk: they pass through every
-rank's memory."""
+CHUNK_PER_RANK, LARGEST_CHUNK = 2048, 1 << 16
+"""Examples of one rank, and at most of all ranks together, that are computed before they go to disk: they pass through
+every rank's memory."""
 
-WITHOUT_EFFECT = {
+CONFIG_WITHOUT_EFFECT = {
     "tasks",
     "head_layers",
     "head_dropout",
@@ -123,8 +123,15 @@ class FeatureCache:
 
     def hash_of(self, task: Task, corpus: Corpus) -> str:
         """Of everything that makes the features. Raises UserError, on every rank, where ranks do not agree on it."""
-        config = {name: value for name, value in self.model.config.to_dict().items() if name not in WITHOUT_EFFECT}
-        recipe = {"format": FORMAT, "corpus": corpus.key, "precision": self.engine.precision.name, "config": config}
+        config = {
+            name: value for name, value in self.model.config.to_dict().items() if name not in CONFIG_WITHOUT_EFFECT
+        }
+        recipe = {
+            "format": FEATURE_FORMAT,
+            "corpus": corpus.key,
+            "precision": self.engine.precision.name,
+            "config": config,
+        }
         if self._weights is None:
             self._weights = _digest(self.model.encoder)
         digest = _digest(self.model.task_adapters[task.name], self._weights.copy())
@@ -147,67 +154,52 @@ class FeatureCache:
         return all(self.engine.gather(problem is None))
 
     def _compute(self, path: Path, task: Task, corpus: Corpus, shape: tuple[int, int], dtype: str) -> None:
-        """Run the encoder over the corpus, a stretch at a time; one rank of each folder writes."""
+        """Run the encoder over the corpus, a chunk at a time; one rank of each folder writes."""
         engine, begun = self.engine, time.perf_counter()
         self.model.eval()
-        size = shape[0] * shape[1] * np.dtype(dtype).itemsize
-        name = engine.gather(f"{path.name}.{uuid.uuid4().hex}.draft")[0]
-        with ExitStack() as stack:
-            writers: list[FeatureFileWriter] = []
-
-            def begin() -> None:
-                writers.append(FeatureFileWriter(path, path.parent / name, shape, dtype))
-                stack.callback(writers[0].discard)
-
-            self._together(path, [begin] if engine.is_main else [])
+        draft = path.parent / engine.gather(draft_of(path, uuid.uuid4().hex).name)[0]
+        files: list[FeatureRows] = []
+        with ExitStack() as writing:
+            with raise_on_every_rank(engine):
+                if engine.is_main:
+                    files.append(writing.enter_context(write_feature_file(path, draft, shape, dtype)))
             # A node that does not see rank 0's draft has a folder of its own.
-            blind = engine.group.local_rank == 0 and not (path.parent / name).exists()
-            self._together(path, [begin] if blind else [])
-            stretch = min(STRETCH * engine.ranks, LONGEST_STRETCH)
-            bar = tqdm(
-                total=shape[0],
-                desc=f"features of {task.name}",
-                unit=" examples",
-                leave=False,
-                delay=1,
-                disable=None if engine.is_main else True,
-            )
-            stack.enter_context(bar)
-            for start in range(0, shape[0], stretch):
-                rows = range(start, min(start + stretch, shape[0]))
-                values = run_rows(
+            has_own_folder = engine.group.local_rank == 0 and not draft.exists()
+            with raise_on_every_rank(engine):
+                if has_own_folder:
+                    files.append(writing.enter_context(write_feature_file(path, draft, shape, dtype)))
+            for values in self._chunks(task, corpus, shape, dtype):
+                for rows in files:
+                    rows.append(values)
+            with raise_on_every_rank(engine):
+                writing.close()  # puts the file in its place
+        seconds = time.perf_counter() - begun
+        self.seconds += seconds
+        self.computed_bytes += shape[0] * shape[1] * np.dtype(dtype).itemsize
+        if engine.is_main:
+            say(f"features of {task.name}: {shape[0]:,} examples of {corpus.report.file} in {seconds:.1f} s")
+
+    def _chunks(self, task: Task, corpus: Corpus, shape: tuple[int, int], dtype: str) -> Iterator[NDArray[Any]]:
+        """The features of the corpus in order, a chunk of (examples, D) at a time, on every rank."""
+        engine, (examples, width) = self.engine, shape
+        size = min(CHUNK_PER_RANK * engine.ranks, LARGEST_CHUNK)
+        title, disable = f"features of {task.name}", None if engine.is_main else True
+        with tqdm(total=examples, desc=title, unit=" examples", leave=False, delay=1, disable=disable) as bar:
+            for start in range(0, examples, size):
+                rows = range(start, min(start + size, examples))
+                yield run_rows(
                     engine,
                     lambda batch: engine.run_in_precision(self.model.pooled, batch),
                     task,
                     corpus,
                     rows,
-                    outputs=shape[1],
+                    outputs=width,
                     budget=self.budget,
                     padding_id=self.padding_id,
                     doing="computing features of",
                     dtype=dtype,
                 )
-                self._together(path, [partial(writer.write, values) for writer in writers])
                 bar.update(len(rows))
-            self._together(path, [writer.finish for writer in writers])
-        seconds = time.perf_counter() - begun
-        self.seconds += seconds
-        self.computed_bytes += size
-        if engine.is_main:
-            say(f"features of {task.name}: {shape[0]:,} examples of {corpus.report.file} in {seconds:.1f} s")
-
-    def _together(self, path: Path, acts: list[Callable[[], None]]) -> None:
-        """Write, on the ranks that do; a failure of one is raised on all."""
-        failure: UserError | None = None
-        try:
-            with explain_full_disk(path):
-                for act in acts:
-                    act()
-        except UserError as error:
-            failure = error
-        failures = [other for other in self.engine.gather(failure) if other is not None]
-        if failures:
-            raise failures[0]
 
     def lines(self) -> list[str]:
         """What the person is told before step 1."""

@@ -110,22 +110,22 @@ def test_the_encoder_rests_and_its_dropout_too(
     tiny_run, cold: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = ready(tiny_run(**FROZEN, dropout=0.3, evaluate_every=3), cold)
-    said = "".join(capsys.readouterr())
-    assert "encoder's dropout (0.3) is off, the heads' (0.3) is on" in said
-    assert "of cached features" in said
+    messages = "".join(capsys.readouterr())
+    assert "encoder's dropout (0.3) is off, the heads' (0.3) is on" in messages
+    assert "of cached features" in messages
     model: Any = trainer.engine.model.eval()
     for task, corpus in zip(trainer.run.tasks, trainer.run.corpora.train.values(), strict=True):
         rows = np.arange(5, 12)
         texts = super(FeatureCorpus, corpus).batch(task.name, rows)  # type: ignore[misc]
-        kept = corpus.batch(task.name, rows)
-        assert kept.pooled_BD is not None
-        assert kept.tokens == kept.useful_tokens == texts.useful_tokens
+        cached = corpus.batch(task.name, rows)
+        assert cached.pooled_BD is not None
+        assert cached.tokens == cached.useful_tokens == texts.useful_tokens
         with torch.no_grad():
-            torch.testing.assert_close(kept.pooled_BD, model.pooled(texts), rtol=1e-5, atol=1e-6)
-            assert torch.equal(kept.labels_B, texts.labels_B)
-            first = model.train()(kept)
-            assert not torch.equal(first, model(kept)), "the heads' dropout does not act"
-            assert torch.equal(model.eval()(kept), model(kept))
+            torch.testing.assert_close(cached.pooled_BD, model.pooled(texts), rtol=1e-5, atol=1e-6)
+            assert torch.equal(cached.labels_B, texts.labels_B)
+            first = model.train()(cached)
+            assert not torch.equal(first, model(cached)), "the heads' dropout does not act"
+            assert torch.equal(model.eval()(cached), model(cached))
     calls = []
     monkeypatch.setattr(Encoder, "forward", lambda *_, **__: calls.append(1))
     trainer = Trainer(set_up(trainer.config, {}, cache_dir=cold))
@@ -156,8 +156,13 @@ def test_what_makes_other_features(tiny_run, tiny_bert: Path, cold: Path, tmp_pa
     weights = load_file(other / "model.safetensors")
     weights["encoder.layer.0.output.dense.bias"][3] += 1e-3
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    cases = [({}, 2), ({"dropout": 0.2, "head_layers": 1, "seed": 5, "batch_size": 3}, 0), ({"model": other}, 2),
-             ({"max_length": 40}, 2), ({"pooling": "mean"}, 2)]  # fmt: skip
+    cases = [
+        ({}, 2),
+        ({"dropout": 0.2, "head_layers": 1, "seed": 5, "batch_size": 3}, 0),
+        ({"model": other}, 2),
+        ({"max_length": 40}, 2),
+        ({"pooling": "mean"}, 2),
+    ]
     for number, (flags, new) in enumerate(cases):
         before = feature_files(cold)
         ready(tiny_run(**FROZEN, tasks="sst", output_dir=tmp_path / str(number), **flags), cold)
@@ -189,9 +194,9 @@ def test_a_damaged_file_is_named_and_computed_again(
     assert f"warning: {path}" not in "".join(capsys.readouterr())
 
 
-def computed_bytes(asked: tuple[RunConfig, Path]) -> tuple[int, int]:
-    found = json.loads((ready(*asked).run.folder / "memory.json").read_text())["features"]
-    return found["computed_bytes"], found["bytes"]
+def computed_bytes(arguments: tuple[RunConfig, Path]) -> tuple[int, int]:
+    features = json.loads((ready(*arguments).run.folder / "memory.json").read_text())["features"]
+    return features["computed_bytes"], features["bytes"]
 
 
 def test_two_runs_at_once_share_the_work(tiny_run, cold: Path, tmp_path: Path) -> None:
@@ -235,7 +240,7 @@ def test_a_full_disk_is_told_on_every_rank(tiny_run, cold: Path) -> None:
 
 def test_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     """A budget too large for one pass over the data is halved there, so it does not decide what fits."""
-    words = [
+    command = [
         "plan",
         "--gpu",
         "t4",
@@ -253,13 +258,13 @@ def test_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:
         "pretrain",
     ]
 
-    def said(code: int, *others: str) -> str:
+    def output(code: int, *others: str) -> str:
         with pytest.raises(SystemExit) as ended:
-            main([*words, *others])
+            main([*command, *others])
         assert ended.value.code == code
         return capsys.readouterr().out
 
-    assert "features: the encoder runs over the data once" in said(0, "--adapter", "none")
-    assert json.loads(said(0, "--adapter", "none", "--json", "true"))["features_cached"] is True
-    assert "features:" not in said(3, "--adapter", "none", "--features", "off")
-    assert "features:" not in said(3, "--adapter", "pal")
+    assert "features: the encoder runs over the data once" in output(0, "--adapter", "none")
+    assert json.loads(output(0, "--adapter", "none", "--json", "true"))["features_cached"] is True
+    assert "features:" not in output(3, "--adapter", "none", "--features", "off")
+    assert "features:" not in output(3, "--adapter", "pal")

@@ -17,7 +17,7 @@ def build_for(arguments: tuple[Path, Path, Path]) -> tuple[str, int]:
 def test_several_processes_at_once(tiny_bert: Path, corpus_dir: Path, tmp_path: Path) -> None:
     arguments = (corpus_dir / "ids-sst-train.csv", tiny_bert, tmp_path)
     with ProcessPoolExecutor(3, mp_context=get_context("forkserver")) as pool:
-        found = set(pool.map(build_for, [arguments] * 3))
-    assert len(found) == 1
+        corpora = set(pool.map(build_for, [arguments] * 3))
+    assert len(corpora) == 1
     assert [path for path in tmp_path.iterdir() if "draft" in path.name] == []
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1

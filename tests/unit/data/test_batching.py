@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pal_dist.config.resolve import settings
+from pal_dist.core.units import round_up
 from pal_dist.data.batching import Schedule, evaluation_batches, micro_batches, pack_micro_batches, pass_order
 from pal_dist.data.sampling import Sampling
 from tests.support.lengths import lengths_like_text
@@ -68,7 +69,7 @@ def test_a_step_can_be_reached_without_those_before() -> None:
 @pytest.mark.parametrize("count", [1, 2, 7, 32, 200])
 @pytest.mark.parametrize("budget", [130, 600, 4096])
 @pytest.mark.parametrize("multiple", [1, 8])
-def test_cuts(ranks: int, count: int, budget: int, multiple: int) -> None:
+def test_micro_batches_keep_within_the_budget(ranks: int, count: int, budget: int, multiple: int) -> None:
     lengths = lengths_like_text(count, seed=count)
     steps = pack_micro_batches(lengths, budget=budget, ranks=ranks, multiple=multiple)
     assert all(len(step) == ranks for step in steps)
@@ -76,7 +77,7 @@ def test_cuts(ranks: int, count: int, budget: int, multiple: int) -> None:
     for step in steps:
         for rows in step:
             if len(rows) > 1:
-                assert len(rows) * -(-int(lengths[rows].max()) // multiple) * multiple <= budget
+                assert len(rows) * round_up(int(lengths[rows].max()), multiple) <= budget
 
 
 def test_no_rank_waits_long_for_another() -> None:

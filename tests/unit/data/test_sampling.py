@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from pal_dist.config.resolve import settings
+from pal_dist.data.batching import Schedule
 from pal_dist.data.sampling import Sampling
+from tests.support.lengths import lengths_like_text
 
 SIZES = (8544, 16000, 5500)
 
@@ -32,8 +34,8 @@ def test_pure_and_complete(kind: str, step_tasks: str) -> None:
 @pytest.mark.parametrize("step_tasks", ["all", "one"])
 def test_shares(kind: str, expected: list[float], step_tasks: str) -> None:
     sampling = Sampling(kind, SIZES, batch_size=32, step_tasks=step_tasks)
-    served = sum(sampling.counts(step) for step in range(3000))
-    np.testing.assert_allclose(served / served.sum(), np.asarray(expected) / np.sum(expected), atol=0.02)
+    examples = sum(sampling.counts(step) for step in range(3000))
+    np.testing.assert_allclose(examples / examples.sum(), np.asarray(expected) / np.sum(expected), atol=0.02)
 
 
 def test_annealed_exponents() -> None:
@@ -54,6 +56,26 @@ def test_a_tiny_task_is_served_in_every_complete_step() -> None:
     sampling = Sampling("proportional", (1_000_000, 10), batch_size=4)
     assert sampling.counts(0).tolist() == [7, 1]
     assert Sampling("proportional", (1_000_000, 10), batch_size=1).counts(0).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", get_args(settings()["sampling"].kind))
+@pytest.mark.parametrize("step_tasks", ["all", "one"])
+@pytest.mark.parametrize("sizes", [(90, 700, 50), (9, 5, 7), (300,), (3, 2000)])
+def test_no_step_serves_more_of_a_task_than_is_promised(kind: str, step_tasks: str, sizes: tuple[int, ...]) -> None:
+    """For the planner, which makes room for that many. Random sampling may stay below; the others reach it."""
+    epochs = 5
+    sampling = Sampling(kind, sizes, batch_size=6, step_tasks=step_tasks, epochs=epochs, seed=2)
+    schedule = Schedule(sampling, [lengths_like_text(size) for size in sizes])
+    steps = max(300, epochs * sampling.steps_per_epoch)
+    most = max(len(rows) for step_rows in schedule.steps(0, steps) for _, rows in step_rows)
+    if kind == "random" and step_tasks == "all":
+        assert most <= sampling.most_rows_per_task <= min(max(sizes), sampling.examples_per_step)
+    else:
+        assert most == sampling.most_rows_per_task
+
+
+def test_at_random_one_task_may_get_all_that_is_to_spare() -> None:
+    assert Sampling("random", (1000, 1000, 1000), batch_size=8).most_rows_per_task == 22
 
 
 def test_an_epoch_is_said_in_one_sentence() -> None:

@@ -6,26 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import AutoTokenizer
 
+from pal_dist.core.atomic_io import draft_of
 from pal_dist.core.errors import UserError
-from pal_dist.data.batch import batch_of_texts
-from pal_dist.data.readers import BadRow, Example, read_rows
+from pal_dist.data.readers import Example, read_rows
 from pal_dist.data.token_cache import load_corpus
 from pal_dist.data.tokenizer import load_tokenizer
-from pal_dist.tasks.registry import TASKS, Task
+from pal_dist.tasks.registry import TASKS
 from tests.support.tiny_run import sst_corpus
 
-SST, PARA, STS, COLA = (TASKS[name] for name in ("sst", "para", "sts", "cola"))
-
-
-def read(path: Path, task: Task, *, labelled: bool = True) -> list[Example | BadRow]:
-    return list(read_rows(path, task, labelled=labelled, max_characters=1000))
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "rows"
+PARA = TASKS["para"]
 
 
 class TestCorpus:
@@ -49,11 +40,11 @@ class TestCorpus:
         ]
         assert len(corpus) == len(rows) == 1998
         assert corpus.report.bad_rows == 2
-        picked = np.array([0, 5, 77, 1997, int(corpus.lengths.argmax())])
-        batch = corpus.batch("para", picked)
+        chosen = np.array([0, 5, 77, 1997, int(corpus.lengths.argmax())])
+        batch = corpus.batch("para", chosen)
         expected = reference(
-            [rows[i].text_a for i in picked],
-            [rows[i].text_b for i in picked],
+            [rows[i].text_a for i in chosen],
+            [rows[i].text_b for i in chosen],
             truncation=True,
             max_length=40,
             padding=True,
@@ -62,18 +53,10 @@ class TestCorpus:
         assert batch.input_ids_BL.tolist() == expected["input_ids"].tolist()
         assert batch.token_type_ids_BL.tolist() == expected["token_type_ids"].tolist()
         assert batch.mask_BL.long().tolist() == expected["attention_mask"].tolist()
-        assert batch.labels_B.tolist() == [rows[i].label for i in picked]
-        assert [corpus.id(i) for i in picked] == [rows[i].id for i in picked]
+        assert batch.labels_B.tolist() == [rows[i].label for i in chosen]
+        assert [corpus.id(i) for i in chosen] == [rows[i].id for i in chosen]
         long = [len(reference(row.text_a, row.text_b)["input_ids"]) > 40 for row in rows]
         assert corpus.report.truncated == sum(long)
-
-    def test_vocab_txt_gives_the_same_tokenizer(self, minilm: Path, tmp_path: Path) -> None:
-        (tmp_path / "vocab.txt").write_text((minilm / "vocab.txt").read_text())
-        text = "Café-goers' naïve 3.5% résumé; ÅNGSTRÖM?!"
-        expected = BertTokenizer.from_pretrained(minilm)(text)["input_ids"]
-        assert load_tokenizer(tmp_path).encode(text).ids == expected
-        with pytest.raises(UserError, match=r"tokenizer\.json or vocab\.txt"):
-            load_tokenizer(tmp_path.parent)
 
     def test_second_start_reads_what_the_first_wrote(self, tiny_bert: Path, small_data: Path, tmp_path: Path) -> None:
         file = small_data / "ids-sst-train.csv"
@@ -97,7 +80,7 @@ class TestCorpus:
         file = small_data / "ids-sst-train.csv"
         sst_corpus(file, tiny_bert, tmp_path)
         (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
-        folder.rename(folder.with_name(folder.name + ".123.draft"))
+        folder.rename(draft_of(folder, "killed"))
         assert len(sst_corpus(file, tiny_bert, tmp_path)) == 43
 
     @pytest.mark.parametrize(
@@ -126,12 +109,3 @@ class TestCorpus:
         file.write_text("\tid\tsentence\tsentiment\n0\ta\t\t1\n")
         with pytest.raises(UserError, match="no usable row among 1"):
             sst_corpus(file, tiny_bert, tmp_path)
-
-    def test_a_text_is_batched_as_a_file_is(self, tiny_bert: Path, small_data: Path, tmp_path: Path) -> None:
-        tokenizer = load_tokenizer(tiny_bert)
-        corpus = sst_corpus(small_data / "ids-sst-train.csv", tiny_bert, tmp_path)
-        rows = read(small_data / "ids-sst-train.csv", SST)[:3]
-        batch = batch_of_texts("sst", [(row.text_a, None) for row in rows], tokenizer, max_length=48)
-        stored = corpus.batch("sst", np.arange(3))
-        assert batch.input_ids_BL.tolist() == stored.input_ids_BL.tolist()
-        assert batch.useful_tokens == stored.useful_tokens
