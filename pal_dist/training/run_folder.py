@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from pal_dist import __version__
 from pal_dist.config.resolve import names_where
-from pal_dist.config.schema import RunConfig
+from pal_dist.config.schema import RunConfig, json_value
 from pal_dist.core.atomic_io import explain_full_disk, write_json
 from pal_dist.core.errors import UserError
 from pal_dist.distributed.engine import Engine
@@ -123,7 +123,7 @@ def _check_is_this_run(folder: Path, config: RunConfig, hashes: dict[str, str]) 
         f"--{name} was {before[section].get(name)!r}, is {value!r}"
         for section, values in now.items()
         for name, value in values.items()
-        if name not in may_differ and before.get(section, {}).get(name) != value
+        if name not in may_differ and json_value(before.get(section, {}).get(name)) != value
     ]
     changed = [name for name in hashes if written["content"].get(name) != hashes[name]]
     differing += [f"the data of {name} has changed" for name in changed]

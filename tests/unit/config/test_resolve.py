@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -9,6 +10,7 @@ import pytest
 
 from pal_dist.config.resolve import describe, resolve, run_from_dict, settings
 from pal_dist.config.schema import RunConfig
+from pal_dist.core.atomic_io import to_json
 from pal_dist.core.errors import UserError
 
 OTHER_VALUES = {
@@ -89,6 +91,12 @@ def test_a_run_survives_being_written() -> None:
     # (a conflict needs the tasks and the mode that others of these take away)
     run = resolve({name: text for name, text in OTHER_VALUES.items() if name != "conflict"})[0]
     assert run_from_dict(run.to_dict()) == run
+
+
+@pytest.mark.parametrize("name", ["max_gradient_norm", "hang_minutes"])
+def test_a_number_without_bound_survives_strict_json(name: str) -> None:
+    run = resolve({name: "inf"})[0]
+    assert run_from_dict(json.loads(to_json(run.to_dict()))) == run
 
 
 def test_all_problems_at_once_with_the_nearest_name() -> None:
