@@ -46,6 +46,16 @@ def test_a_file_that_fails_half_way_is_as_before(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_who_reads_the_old_file_meanwhile_reads_it_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "before, and " * 9999)
+    with path.open() as reader:
+        start = reader.read(100)
+        write_text(path, "after")
+        assert start + reader.read() == "before, and " * 9999
+    assert path.read_text() == "after"
+
+
 def test_a_folder_that_fails_half_way_is_as_before(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     with atomic_folder(folder) as draft:
