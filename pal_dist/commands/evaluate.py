@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pal_dist.commands.saved_model import load_split, model_from_flags, predict_split
+from pal_dist.core.atomic_io import to_json
 from pal_dist.core.console import say, table
 from pal_dist.training.saved_model import SavedModel
 
@@ -33,7 +33,7 @@ def evaluate(name: str | None, flags: Mapping[str, str], *, cache_dir: Path) -> 
         rows = [[task, metric, f"{score:.4f}"] for task, metrics in scores.items() for metric, score in metrics.items()]
         say(table(["task", "metric", split], rows))
     saved_model.engine.close()
-    return json.dumps({split: scores}) if is_main else None
+    return to_json({split: scores}) if is_main else None
 
 
 def score_split(saved_model: SavedModel, names: Sequence[str] | None, split: str) -> dict[str, dict[str, float]]:

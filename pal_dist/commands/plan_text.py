@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
 from pal_dist.commands.plan import PlanReport
+from pal_dist.core.atomic_io import to_json
 from pal_dist.core.console import table
 from pal_dist.core.units import GIBIBYTE, gib
 from pal_dist.memory.planner import PlannedRun, as_flags, as_record
@@ -34,7 +34,7 @@ def plan_json(report: PlanReport) -> str:
     }
     if plan.machine.ranks > 1:
         record["scaling"] = {"weak": _scaling_records(weak(plan)), "strong": _scaling_records(strong(plan))}
-    return json.dumps(record)
+    return to_json(record)
 
 
 def _scaling_records(points: list[ScalingPoint]) -> list[dict[str, float]]:

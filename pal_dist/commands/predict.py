@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from pal_dist.commands.saved_model import load_split, model_from_flags, predict_split, task_of
-from pal_dist.core.atomic_io import write_text
+from pal_dist.core.atomic_io import to_json, write_text
 from pal_dist.core.errors import UserError
 from pal_dist.data.batch import batch_of_texts
 from pal_dist.monitoring import run_files
@@ -37,7 +36,7 @@ def predict(name: str | None, flags: Mapping[str, str], *, cache_dir: Path) -> l
     of_model = {setting: value for setting, value in flags.items() if setting not in OWN_FLAGS}
     saved_model = model_from_flags(name, of_model, cache_dir=cache_dir)
     if "text" in flags:
-        lines = [json.dumps(predict_text(saved_model, flags["task"], flags["text"], flags.get("text_b")))]
+        lines = [to_json(predict_text(saved_model, flags["task"], flags["text"], flags.get("text_b")))]
     else:
         folder = Path(flags.get("predictions_dir") or saved_model.folder / run_files.PREDICTIONS)
         tasks, split = flags.get("task", flags.get("tasks")), flags.get("split", "test")
@@ -60,7 +59,7 @@ def write_predictions(saved_model: SavedModel, names: Sequence[str] | None, spli
             folder.mkdir(parents=True, exist_ok=True)
             course, records = folder / f"{name}-{split}-output.csv", folder / f"{name}-{split}.jsonl"
             write_text(course, "\n".join(course_lines(predictions)) + "\n")
-            write_text(records, "".join(json.dumps(record) + "\n" for record in json_records(predictions)))
+            write_text(records, "".join(to_json(record) + "\n" for record in json_records(predictions)))
             paths += [course, records]
     return paths
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import socket
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 from pal_dist.commands.doctor import all_ranks, devices, host
 from pal_dist.commands.doctor.findings import LEVELS, Finding, run_check
 from pal_dist.config.schema import RunConfig
+from pal_dist.core.atomic_io import to_json
 from pal_dist.core.console import table
 from pal_dist.distributed.engine import Engine
 from pal_dist.training.run import Run
@@ -52,7 +52,7 @@ class Diagnosis:
         return "\n".join([table(["", "check", "found"], rows), "", *cures, VERDICTS[self.level]])
 
     def json(self) -> str:
-        return json.dumps({"level": self.level, "findings": [asdict(finding) for finding in self.findings]})
+        return to_json({"level": self.level, "findings": [asdict(finding) for finding in self.findings]})
 
 
 def diagnose(config: RunConfig, *, cache_dir: Path, rank: int = 0) -> Diagnosis:
