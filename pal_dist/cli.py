@@ -61,11 +61,11 @@ def plan(**flags: str) -> int:
     return 0 if report.fits else DoesNotFitError.exit_code
 
 
-def launch(*words: str) -> int | None:
+def launch(*arguments: str) -> int | None:
     """Run on one machine or many: pal-dist launch --nodes 2 --gpus_per_node 4 --gpu t4 -- train [settings of train]."""
     from pal_dist.commands.launch import check_fits, preview, read_launch, start
 
-    request = read_launch(words, os.environ)
+    request = read_launch(arguments, os.environ)
     check_fits(request, default_cache())
     if request.dry_run:
         print(preview(request))
@@ -190,25 +190,24 @@ VERBS: dict[str, Verb] = {
     "launch": Verb(launch, as_typed=True, options=LAUNCH_OPTIONS, notes=LAUNCH_NOTES),
     "doctor": Verb(doctor, settings="run", options=JSON_OPTION),
     "profile": Verb(profile, settings="run", options=PROFILE_OPTIONS),
-    "evaluate": Verb(evaluate, words=1, settings="saved_model", options=EVALUATE_OPTIONS),
-    "predict": Verb(predict, words=1, settings="saved_model", options=PREDICT_OPTIONS),
-    "status": Verb(status, words=1, options=JSON_OPTION),
-    "compare": Verb(compare, words=sys.maxsize, options=COMPARE_OPTIONS, notes=COMPARE_NOTES),
+    "evaluate": Verb(evaluate, positionals=1, settings="saved_model", options=EVALUATE_OPTIONS),
+    "predict": Verb(predict, positionals=1, settings="saved_model", options=PREDICT_OPTIONS),
+    "status": Verb(status, positionals=1, options=JSON_OPTION),
+    "compare": Verb(compare, positionals=sys.maxsize, options=COMPARE_OPTIONS, notes=COMPARE_NOTES),
     "config": Verb(config, settings="run"),
-    "recipes": Verb(recipes, words=1),
+    "recipes": Verb(recipes, positionals=1),
     "tasks": Verb(tasks, options=TASKS_OPTIONS),
-    "data": Verb(data, words=1, settings="run", options=FETCH_OPTIONS, notes=DATA_NOTES),
+    "data": Verb(data, positionals=1, settings="run", options=FETCH_OPTIONS, notes=DATA_NOTES),
     "convert": Verb(convert, options=CONVERT_OPTIONS),
 }
-"""All verbs, in the order of the help. How many loose words and which options each takes is said here alone."""
+"""All verbs, in the order of the help. How many positional arguments each takes, and which options, is said here."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 a mistake in what was given (said in plain words), 3 does not fit,
     4 measured memory differs from the plan, 130 interrupted."""
-    words = sys.argv[1:] if arguments is None else arguments
     try:
-        exit_code = run_verb(words)
+        exit_code = run_verb(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         # Every rank of a node finds the same mistake, and one says it; what all ranks agreed on, one of all; a loss is
         # seen from where one stands.
@@ -231,9 +230,9 @@ def leave(exit_code: int) -> NoReturn:
     sys.exit(exit_code_for_launcher(exit_code, os.environ.get("PAL_DIST_EXIT_FILE")))
 
 
-def run_verb(words: list[str]) -> int | None:
-    """Do what the words of the command line say; returns the exit code, None for a 0. Raises UserError."""
-    name, *rest = words or ["--help"]
+def run_verb(arguments: list[str]) -> int | None:
+    """Do what the command line says; returns the exit code, None for a 0. Raises UserError."""
+    name, *rest = arguments or ["--help"]
     if name in ("--help", "-h", "help"):
         print(overview(VERBS))
         return None
@@ -250,32 +249,34 @@ def run_verb(words: list[str]) -> int | None:
         return None
     if verb.as_typed:
         return verb.function(*rest)
-    loose, flags = read_words(name, rest)
-    if len(loose) > verb.words:
-        raise UserError(f"{name} takes settings as --name value; found the loose word `{loose[verb.words]}`")
+    positionals, flags = parse_arguments(name, rest)
+    if len(positionals) > verb.positionals:
+        first = positionals[verb.positionals]
+        raise UserError(f"{name} takes settings as --name value; found the loose word `{first}`")
     if verb.settings != "run":  # resolving a run's settings finds every mistake in them at once
         refuse_others(flags, verb.flags)
-    return verb.function(*loose, **flags)
+    return verb.function(*positionals, **flags)
 
 
-def read_words(name: str, words: list[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The loose words, and those behind a `--name`, as Fire reads them: all of them text.
+def parse_arguments(name: str, arguments: list[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The positional arguments, and those behind a `--name`, as Fire parses them: all of them text.
 
     Args:
         name: the verb's.
+        arguments: what stands after it.
     """
     import fire
     from fire.decorators import SetParseFn
 
-    loose: list[str] = []
+    positionals: list[str] = []
     flags: dict[str, str] = {}
 
-    def keep(*positional: str, **named: str) -> None:
-        loose.extend(positional)
+    def collect(*positional: str, **named: str) -> None:
+        positionals.extend(positional)
         flags.update(named)
 
-    fire.Fire(SetParseFn(str)(keep), command=words, name=f"pal-dist {name}")
-    return tuple(loose), flags
+    fire.Fire(SetParseFn(str)(collect), command=arguments, name=f"pal-dist {name}")
+    return tuple(positionals), flags
 
 
 def _wants_json(flags: dict[str, str]) -> bool:

@@ -16,14 +16,13 @@ def evaluate(name: str | None, flags: Mapping[str, str], *, cache_dir: Path) -> 
 
     Args:
         name: folder of a run or of a saved model.
-        flags: `split`, `tasks`, and what `model_from_flags` takes, as typed.
+        flags: EVALUATE_OPTIONS of options.py, and settings that overrule those of the model's run, as typed.
         cache_dir: where tokenised corpora are kept unless the settings say otherwise.
 
     Raises UserError. Every rank must call it; all but the first return None.
     """
-    of_model = {setting: value for setting, value in flags.items() if setting not in ("split", "tasks")}
     split = flags.get("split", "dev")
-    saved_model = model_from_flags(name, of_model, cache_dir=cache_dir)
+    saved_model = model_from_flags(name, flags, cache_dir=cache_dir)
     names = flags["tasks"].split(",") if "tasks" in flags else None
     scores = score_split(saved_model, names, split)
     is_main = saved_model.engine.is_main

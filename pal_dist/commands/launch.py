@@ -64,30 +64,31 @@ class LaunchRequest:
         return [*arguments, *(["--cpu"] if self.gpus_per_node == 0 else []), *self.settings]
 
 
-def read_launch(words: Sequence[str], environment: Mapping[str, str]) -> LaunchRequest:
+def read_launch(arguments: Sequence[str], environment: Mapping[str, str]) -> LaunchRequest:
     """`[--nodes N ...] -- train [settings]` as typed. Raises UserError."""
-    at = words.index("--") if "--" in words else len(words)
-    before, command = list(words[:at]), list(words[at + 1 :])
+    separator = arguments.index("--") if "--" in arguments else len(arguments)
+    remaining, command = list(arguments[:separator]), list(arguments[separator + 1 :])
     if not command or command[0] not in VERBS:
         raise UserError(
             f"use: pal-dist launch [--nodes N ...] -- train [settings of train] (or {', '.join(VERBS[1:])})"
         )
     options: dict[str, str] = {}
-    while before:
-        word = before.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
         name = name.replace("-", "_")
-        if name not in LAUNCH_OPTIONS or not word.startswith("--"):
+        if name not in LAUNCH_OPTIONS or not argument.startswith("--"):
             names = ", ".join(f"--{each}" for each in LAUNCH_OPTIONS)
             raise UserError(
-                f"unknown setting {word} of launch: known are {names}; what the verb takes goes after `-- {command[0]}`"
+                f"unknown setting {argument} of launch: known are {names}; what the verb takes goes after "
+                f"`-- {command[0]}`"
             )
         if name == "dry_run":
             options[name] = value or "true"
-        elif not equals and not before:
-            raise UserError(f"{word} needs a value")
+        elif not equals and not remaining:
+            raise UserError(f"{argument} needs a value")
         else:
-            options[name] = value if equals else before.pop(0)
+            options[name] = value if equals else remaining.pop(0)
     return _request(options, command, environment)
 
 
@@ -156,15 +157,15 @@ def check_fits(request: LaunchRequest, cache_dir: Path) -> None:
     say("\n".join(text.split("\n\n")[:2]))
 
 
-def _flags(words: Sequence[str]) -> dict[str, str]:
+def _flags(arguments: Sequence[str]) -> dict[str, str]:
     """`--name value` and `--name=value` as typed. Raises UserError."""
-    left, flags = list(words), {}
-    while left:
-        word = left.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or (not equals and not left):
-            raise UserError(f"expected settings as --name value; found {word}")
-        flags[name] = value if equals else left.pop(0)
+    remaining, flags = list(arguments), {}
+    while remaining:
+        argument = remaining.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or (not equals and not remaining):
+            raise UserError(f"expected settings as --name value; found {argument}")
+        flags[name] = value if equals else remaining.pop(0)
     return flags
 
 
@@ -220,10 +221,10 @@ def preview(request: LaunchRequest) -> str:
     if request.on == "slurm":  # as Slurm tells a job's first node
         environment["SLURM_JOB_NUM_NODES"] = str(request.nodes)
         environment["SLURM_GPUS_ON_NODE"] = str(request.gpus_per_node)
-    ended = subprocess.run(["bash", *script, "--dry-run"], capture_output=True, text=True, env=environment)
-    if ended.returncode:
-        raise UserError(ended.stderr.strip().removeprefix("launch: "))
-    return f"{shlex.join(command)}\n\n{ended.stdout.rstrip()}"
+    completed = subprocess.run(["bash", *script, "--dry-run"], capture_output=True, text=True, env=environment)
+    if completed.returncode:
+        raise UserError(completed.stderr.strip().removeprefix("launch: "))
+    return f"{shlex.join(command)}\n\n{completed.stdout.rstrip()}"
 
 
 def start(request: LaunchRequest) -> tuple[int, str]:
@@ -239,11 +240,11 @@ def start(request: LaunchRequest) -> tuple[int, str]:
         with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
             file.write(manifest)
         command.append(file.name)
-    ended = subprocess.run(command, input=manifest or None, text=True, env=environment, stdout=subprocess.PIPE)
-    text = ended.stdout.strip()
-    if request.on == "slurm" and ended.returncode == 0:
+    completed = subprocess.run(command, input=manifest or None, text=True, env=environment, stdout=subprocess.PIPE)
+    text = completed.stdout.strip()
+    if request.on == "slurm" and completed.returncode == 0:
         job = text.split()[-1]
         settings = list(request.settings)
         folder = settings[settings.index("--output_dir") + 1] if "--output_dir" in settings else f"runs/{job}"
         text += f"\noutput   pal_dist-{job}.out\nwatch    pal-dist status {folder}\nend it   scancel {job}"
-    return ended.returncode, text
+    return completed.returncode, text

@@ -42,7 +42,7 @@ PROFILE_OPTIONS = {
 }
 
 EVALUATE_OPTIONS = {
-    "run": "Folder of a run, also as the first word; without any, the newest under ./runs.",
+    "run": "Folder of a run, also as the first argument; without any, the newest under ./runs.",
     "model": "Folder of a saved model, instead of a run.",
     "tasks": "Tasks of the model, separated by commas; without it, all that have the file.",
     "split": "train, dev or test, or another split of the task; evaluate takes dev, predict test by default.",

@@ -16,15 +16,13 @@ from pal_dist.monitoring import run_files
 from pal_dist.training.evaluate import course_lines, json_records
 from pal_dist.training.saved_model import SavedModel
 
-OWN_FLAGS = ("tasks", "task", "text", "text_b", "split", "predictions_dir")
-
 
 def predict(name: str | None, flags: Mapping[str, str], *, cache_dir: Path) -> list[str]:
     """What to print: the paths of the files written, or the prediction for one text as a line of JSON.
 
     Args:
         name: folder of a run or of a saved model.
-        flags: OWN_FLAGS and what `model_from_flags` takes, as typed.
+        flags: PREDICT_OPTIONS of options.py, and settings that overrule those of the model's run, as typed.
         cache_dir: where tokenised corpora are kept unless the settings say otherwise.
 
     Raises UserError. Every rank must call it; all but the first have nothing to print.
@@ -33,8 +31,7 @@ def predict(name: str | None, flags: Mapping[str, str], *, cache_dir: Path) -> l
         raise UserError('predict --text "..." needs --task NAME, the task to ask')
     if "text_b" in flags and "text" not in flags:
         raise UserError("predict --text_b is the second text of a pair: give the first as --text")
-    of_model = {setting: value for setting, value in flags.items() if setting not in OWN_FLAGS}
-    saved_model = model_from_flags(name, of_model, cache_dir=cache_dir)
+    saved_model = model_from_flags(name, flags, cache_dir=cache_dir)
     if "text" in flags:
         lines = [to_json(predict_text(saved_model, flags["task"], flags["text"], flags.get("text_b")))]
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pal_dist.commands.options import PREDICT_OPTIONS
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.data.token_cache import Corpus
@@ -17,11 +18,11 @@ from pal_dist.training.saved_model import SavedModel, open_model
 
 
 def model_from_flags(name: str | None, flags: Mapping[str, str], *, cache_dir: Path) -> SavedModel:
-    """The model that the word, --run or --model names, opened; without any, that of the newest run under ./runs.
+    """The model that `name`, --run or --model names, opened; without any, that of the newest run under ./runs.
 
     Args:
         name: folder of a run or of a saved model.
-        flags: as typed: `run`, `model`, and settings that overrule those of the model's run.
+        flags: of the verb, as typed: its options, and settings that overrule those of the model's run.
         cache_dir: where tokenised corpora are kept unless the settings say otherwise.
 
     Raises UserError where there is no such model, or more than one is named.
@@ -29,7 +30,7 @@ def model_from_flags(name: str | None, flags: Mapping[str, str], *, cache_dir: P
     names = [each for each in (name, flags.get("run"), flags.get("model")) if each]
     if len(names) > 1:
         raise UserError(f"name one run or model folder, found {', '.join(names)}")
-    settings = {setting: value for setting, value in flags.items() if setting not in ("run", "model")}
+    settings = {setting: value for setting, value in flags.items() if setting not in PREDICT_OPTIONS}
     return open_model(Path(names[0]) if names else newest_model(RUNS), settings, cache_dir=cache_dir)
 
 

@@ -1,4 +1,4 @@
-"""What a verb of the command line is: what does it, and which words it takes, for its help page and for reading it."""
+"""What a verb of the command line is: what does it, and which arguments it takes, for its help page and for parsing."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Verb:
     """A row of the table of verbs."""
 
     function: Callable[..., int | None]
-    """Takes the loose words and the flags, all as text; returns the exit code. Its docstring is the verb's help."""
-    words: int = 0
-    """Most loose words, those without `--name`."""
+    """Takes positional arguments and flags, all as text; returns the exit code. Its docstring is the verb's help."""
+    positionals: int = 0
+    """Most positional arguments, those without `--name`."""
     settings: Literal["none", "run", "saved_model"] = "none"
     """Which settings of a run it takes: none, all (and RUN_OPTIONS), or those given anew for a saved model."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Verb:
     notes: str = ""
     """What else its help page says."""
     as_typed: bool = False
-    """The function takes all words as they were typed."""
+    """The function takes all arguments as they were typed, and reads them itself."""
 
     @property
     def help(self) -> str:

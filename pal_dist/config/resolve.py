@@ -119,8 +119,8 @@ def coerce(value: Any, kind: Any) -> Any:
 
 def from_command_line(flags: Mapping[str, Any]) -> tuple[RunConfig, dict[str, str]]:
     """`resolve` with --recipe and --config among the flags."""
-    own = {name: value for name, value in flags.items() if name not in ("recipe", "config")}
-    return resolve(own, flags.get("config"), flags.get("recipe"))
+    of_run = {name: value for name, value in flags.items() if name not in ("recipe", "config")}
+    return resolve(of_run, flags.get("config"), flags.get("recipe"))
 
 
 def resolve(

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 
 from pal_dist import __version__
-from pal_dist.cli import VERBS, main, read_words
+from pal_dist.cli import VERBS, main, parse_arguments
 from pal_dist.commands.verb import Verb
 from tests.support.command_line import mistake, tiny_training
 
@@ -54,15 +54,17 @@ class TestWords:
         after = ["--", "train"] if name == "launch" else []
         assert "unknown setting --frobnicate" in fails(name, *before, "--frobnicate", "1", *after)
 
-    @pytest.mark.parametrize("name", [name for name, verb in VERBS.items() if verb.words < 2 and not verb.as_typed])
+    @pytest.mark.parametrize(
+        "name", [name for name, verb in VERBS.items() if verb.positionals < 2 and not verb.as_typed]
+    )
     def test_loose_words(self, name: str, fails: Fails) -> None:
-        words = ["a", "b", "c"][: VERBS[name].words + 1]
+        words = ["a", "b", "c"][: VERBS[name].positionals + 1]
         assert f"{name} takes settings as --name value; found the loose word `{words[-1]}`" in fails(name, *words)
 
     def test_all_are_text(self) -> None:
         words = ["a", "1", "--seed", "3", "--max_steps=none", "--tasks", "sst,para", "--json"]
         flags = {"seed": "3", "max_steps": "none", "tasks": "sst,para", "json": "True"}
-        assert read_words("train", words) == (("a", "1"), flags)
+        assert parse_arguments("train", words) == (("a", "1"), flags)
 
     @pytest.mark.parametrize("name", VERBS)
     def test_functions_take_what_the_table_says(self, name: str) -> None:
@@ -72,7 +74,7 @@ class TestWords:
         loose = [
             kind for kind in kinds if kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
         ]
-        assert len(loose) == min(verb.words, 1) or verb.as_typed or name == "recipes"
+        assert len(loose) == min(verb.positionals, 1) or verb.as_typed or name == "recipes"
         assert (inspect.Parameter.VAR_KEYWORD in kinds) == (bool(verb.flags) and not verb.as_typed)
 
 
