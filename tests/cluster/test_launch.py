@@ -1,4 +1,4 @@
-"""The launch scripts: clean, helpful, printing what they would run, and passing on how the program ended."""
+"""The launch scripts: clean, helpful, printing what they would run, and passing on how the program completed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SCRIPTS = [path for path in FILES if path.read_text().startswith("#!")]
 SETTINGS = ["--data_dir", "my data", "--output_dir", "runs/first"]
 
 
-def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PAL_DIST"))}
     return subprocess.run(
-        ["bash", *map(str, words)],
+        ["bash", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -38,19 +38,19 @@ def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_shellcheck(path: Path) -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")
-    found = subprocess.run([shellcheck, "--external-sources", path], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout
+    completed = subprocess.run([shellcheck, "--external-sources", path], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_help_has_the_command(path: Path) -> None:
-    said = run(path, "--help")
-    assert said.returncode == 0
+    completed = run(path, "--help")
+    assert completed.returncode == 0
     start = "sbatch" if path.suffix == ".sbatch" else "bash"
-    assert re.search(rf"^  {start} .*{path.relative_to(ROOT)}", said.stdout, flags=re.MULTILINE), said.stdout
-    assert "--dry-run" in said.stdout or path.name in ("test.sh", "quickstart.sh")
-    assert "shellcheck" not in said.stdout
-    assert "#SBATCH" not in said.stdout
+    assert re.search(rf"^  {start} .*{path.relative_to(ROOT)}", completed.stdout, flags=re.MULTILINE), completed.stdout
+    assert "--dry-run" in completed.stdout or path.name in ("test.sh", "quickstart.sh")
+    assert "shellcheck" not in completed.stdout
+    assert "#SBATCH" not in completed.stdout
 
 
 def same_as_expected(name: str, text: str) -> None:
@@ -78,22 +78,22 @@ DRY_RUNS = {
 
 @pytest.mark.parametrize("name", DRY_RUNS)
 def test_dry_run(name: str) -> None:
-    (script, *words), environment = DRY_RUNS[name]
-    said = run(ROOT / "launch" / str(script), *words, "--dry-run", **environment)
-    assert said.returncode == 0, said.stderr
-    same_as_expected(name, said.stdout)
+    (script, *arguments), environment = DRY_RUNS[name]
+    completed = run(ROOT / "launch" / str(script), *arguments, "--dry-run", **environment)
+    assert completed.returncode == 0, completed.stderr
+    same_as_expected(name, completed.stdout)
 
 
 def test_dry_run_of_the_paper_on_a_t4() -> None:
-    said = run(ROOT / "launch" / "t4.sh", "--max_length", 64, "--dry-run", CUDA_VISIBLE_DEVICES="0")
-    assert said.returncode == 0, said.stderr
-    assert "FITS: --precision fp16" in said.stdout
-    same_as_expected("t4", said.stdout[said.stdout.index("# node 0") :])
+    completed = run(ROOT / "launch" / "t4.sh", "--max_length", 64, "--dry-run", CUDA_VISIBLE_DEVICES="0")
+    assert completed.returncode == 0, completed.stderr
+    assert "FITS: --precision fp16" in completed.stdout
+    same_as_expected("t4", completed.stdout[completed.stdout.index("# node 0") :])
     paper = ["--max_length", 512, "--precision", "fp32", "--checkpoint_layers", 0, "--tokens_per_micro_batch", 65536]
-    said = run(ROOT / "launch" / "t4.sh", *paper, "--dry-run")
-    assert said.returncode == 3
-    assert "DOES NOT FIT" in said.stdout
-    assert "# node 0" not in said.stdout
+    completed = run(ROOT / "launch" / "t4.sh", *paper, "--dry-run")
+    assert completed.returncode == 3
+    assert "DOES NOT FIT" in completed.stdout
+    assert "# node 0" not in completed.stdout
 
 
 @pytest.mark.parametrize("place", ["slurm", "slurm_cpu", "local", "kubernetes", "skypilot"])
@@ -112,7 +112,7 @@ def test_launch_dry_run(place: str, capsys: pytest.CaptureFixture[str], monkeypa
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "says"),
     [
         (["--nodes", 2], "--nodes 2 needs --head HOST"),
         (["--nodes", 2, "--rank", 2, "--head", "n1"], "--rank 2 of --nodes 2: ranks are counted from 0"),
@@ -121,17 +121,17 @@ def test_launch_dry_run(place: str, capsys: pytest.CaptureFixture[str], monkeypa
         (["--processes"], "--processes needs a value"),
     ],
 )
-def test_mistakes_of_a_node(words: list[object], says: str) -> None:
-    said = run(ROOT / "launch" / "node.sh", *words)
-    assert said.returncode == 2
-    assert says in said.stderr
+def test_mistakes_of_a_node(arguments: list[object], says: str) -> None:
+    completed = run(ROOT / "launch" / "node.sh", *arguments)
+    assert completed.returncode == 2
+    assert says in completed.stderr
 
 
 def test_a_python_without_pal_dist(tmp_path: Path) -> None:
-    said = run(ROOT / "launch" / "local.sh", PAL_DIST_PYTHON="/usr/bin/false")
-    assert said.returncode == 2
-    assert "/usr/bin/false" in said.stderr
-    assert "has no pal_dist" in said.stderr
+    completed = run(ROOT / "launch" / "local.sh", PAL_DIST_PYTHON="/usr/bin/false")
+    assert completed.returncode == 2
+    assert "/usr/bin/false" in completed.stderr
+    assert "has no pal_dist" in completed.stderr
 
 
 @pytest.fixture
@@ -144,18 +144,18 @@ def train(tiny_bert: Path, small_data: Path, cache_dir: Path, tmp_path: Path) ->
 @pytest.mark.long
 def test_a_mistake_gets_past_the_launcher(train: list[object]) -> None:
     """Its own exit code, said once, and no traceback of the launcher."""
-    ended = run(*train, "--processes", 2, "--batch_size", 0)
-    assert ended.returncode == 2
-    assert ended.stderr.count("--batch_size is too small") == 1
-    assert "Traceback" not in ended.stderr
+    completed = run(*train, "--processes", 2, "--batch_size", 0)
+    assert completed.returncode == 2
+    assert completed.stderr.count("--batch_size is too small") == 1
+    assert "Traceback" not in completed.stderr
 
 
 @pytest.mark.long
 def test_stopped_by_a_signal(train: list[object], tmp_path: Path) -> None:
     slow = {"PYTHONPATH": str(Path(__file__).with_name("slow")), "PAL_DIST_TEST_STEP_SECONDS": "0.5"}
-    words = [*train, "--processes", 2, "--max_steps", 30, "--epochs", 9, "--log_every", 1]
+    command = [*train, "--processes", 2, "--max_steps", 30, "--epochs", 9, "--log_every", 1]
     started = subprocess.Popen(
-        ["bash", *map(str, words)],
+        ["bash", *map(str, command)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PAL_DIST_PYTHON": sys.executable, **slow},
@@ -165,16 +165,16 @@ def test_stopped_by_a_signal(train: list[object], tmp_path: Path) -> None:
         assert time.monotonic() < end
         time.sleep(0.1)
     started.send_signal(signal.SIGUSR1)
-    _, said = started.communicate(timeout=200)
-    assert started.returncode == 75, said
-    assert "SIGUSR1" in said
-    assert "Traceback" not in said
+    _, errors = started.communicate(timeout=200)
+    assert started.returncode == 75, errors
+    assert "SIGUSR1" in errors
+    assert "Traceback" not in errors
     entry = read_status(tmp_path / "run")
     assert entry is not None
     assert (entry.state, entry.exit_code) == ("stopped", 75)
-    ended = run(*words)
-    assert ended.returncode == 0, ended.stderr
-    assert "resumed after step" in ended.stderr
+    completed = run(*command)
+    assert completed.returncode == 0, completed.stderr
+    assert "resumed after step" in completed.stderr
     assert json.loads((tmp_path / "run" / "results.json").read_text())["steps"] == 30
 
 
@@ -188,9 +188,9 @@ def test_host_memory_is_named(train: list[object]) -> None:
         pytest.skip(f"no control group can be made here: {error}")
     try:
         inside = 'echo $$ > "$0/cgroup.procs"; exec bash "$@"'
-        ended = run("-c", inside, group, *train)
-        assert ended.returncode not in (0, 2)
-        assert "the memory of the HOST (not of the GPU) that this job may use was full" in ended.stderr
+        completed = run("-c", inside, group, *train)
+        assert completed.returncode not in (0, 2)
+        assert "the memory of the HOST (not of the GPU) that this job may use was full" in completed.stderr
     finally:
         end = time.monotonic() + 10
         while time.monotonic() < end:

@@ -20,7 +20,7 @@ from tests.support.paths import LAUNCH
 @pytest.mark.parametrize("place", ["kubernetes", "skypilot"])
 def test_the_command_reaches_the_program(place: str, gpus: int) -> None:
     """The shell text of the manifest, run with the scheduler's variables: every argument as it was given."""
-    told = {
+    scheduler_variables = {
         "PAL_DIST_PYTHON": "python",
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "0,1,2,3",
@@ -30,27 +30,29 @@ def test_the_command_reaches_the_program(place: str, gpus: int) -> None:
         content = yaml.safe_load(filled_jobset(gpus))
         container = content["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
         command = [*container["command"], container["args"][0] + " --dry-run"]
-        told |= {"PAL_DIST_LAUNCH": str(LAUNCH), "JOB_COMPLETION_INDEX": "2", "PAL_DIST_HEAD": "head"}
+        scheduler_variables |= {"PAL_DIST_LAUNCH": str(LAUNCH), "JOB_COMPLETION_INDEX": "2", "PAL_DIST_HEAD": "head"}
     else:
         command = ["bash", "-c", yaml.safe_load(filled_skypilot(gpus))["run"].rstrip() + " --dry-run"]
-        told |= {
+        scheduler_variables |= {
             "SKYPILOT_NUM_NODES": "3",
             "SKYPILOT_NODE_RANK": "2",
             "SKYPILOT_NODE_IPS": "head\nsecond\nthird",
         }
     outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-    ended = subprocess.run(command, capture_output=True, text=True, env={**outside, **told}, cwd=LAUNCH.parent)
-    assert ended.returncode == 0, ended.stderr
+    completed = subprocess.run(
+        command, capture_output=True, text=True, env={**outside, **scheduler_variables}, cwd=LAUNCH.parent
+    )
+    assert completed.returncode == 0, completed.stderr
     assert (
         f"# node 2 of 3: {gpus or 2} of {3 * (gpus or 2)} processes, on {'GPUs' if gpus else 'processors'}"
-        in ended.stdout
+        in completed.stdout
     )
-    assert "--main_process_ip head" in ended.stdout
-    assert "zero2.yaml" in ended.stdout
-    words = subprocess.run(
-        ["bash", "-c", f"printf '%s\\n' {ended.stdout.split('pal_dist train ')[1]}"], capture_output=True, text=True
+    assert "--main_process_ip head" in completed.stdout
+    assert "zero2.yaml" in completed.stdout
+    lines = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {completed.stdout.split('pal_dist train ')[1]}"], capture_output=True, text=True
     ).stdout
-    assert words.splitlines() == ARGUMENTS
+    assert lines.splitlines() == ARGUMENTS
 
 
 def test_skypilot_is_a_task(tmp_path: Path) -> None:

@@ -59,23 +59,23 @@ def all_data(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             file = TASKS[name].file(split)
             assert file is not None
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            known = small_data / file
-            (folder / file).write_text(known.read_text() if known.is_file() else _rows(TASKS[name], 40))
+            small = small_data / file
+            (folder / file).write_text(small.read_text() if small.is_file() else _rows(TASKS[name], 40))
     return folder
 
 
 def forced(name: str, tiny_bert: Path, all_data: Path, cache_dir: Path, folder: Path) -> tuple[RunConfig, dict]:
     """The recipe with what a BERT of width 24 and 64 positions forces, and two steps; nothing else."""
-    given, kind = resolve({}, recipe=name)[0], Adapter.registry[read_recipe(name).settings["adapter"]]
+    recipe_run, kind = resolve({}, recipe=name)[0], Adapter.registry[read_recipe(name).settings["adapter"]]
     flags = {
         "model": tiny_bert,
         "data_dir": all_data,
         "cache_dir": cache_dir,
         "output_dir": folder,
         "max_steps": 2,
-        "max_length": min(given.data.max_length, 64),
+        "max_length": min(recipe_run.data.max_length, 64),
     }
-    if given.model.adapter_hidden:
+    if recipe_run.model.adapter_hidden:
         flags |= {"adapter_hidden": 12} | ({"adapter_heads": 2} if kind.has_heads else {})
     return resolve({key: str(value) for key, value in flags.items()}, recipe=name)
 
@@ -141,9 +141,9 @@ class TestParts:
         whole = load_file(tmp_path / "parts" / "model" / "model.safetensors")
         for task, best in parts["best_each"].items():
             wanted = load_file(tmp_path / "each" / "best" / task / "tasks" / f"{task}.safetensors")
-            found = load_file(tmp_path / "parts" / "model" / "tasks" / f"{task}.safetensors")
-            assert found.keys() == wanted.keys()
-            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+            part = load_file(tmp_path / "parts" / "model" / "tasks" / f"{task}.safetensors")
+            assert part.keys() == wanted.keys()
+            assert all(torch.equal(part[name], wanted[name]) for name in wanted)
             assert all(torch.equal(whole[name], wanted[name]) for name in wanted)
             headline = next(iter(parts["dev"][task].values()))
             assert headline == best["value"]
@@ -154,8 +154,8 @@ class TestParts:
         self, tiny_run: Callable[..., RunConfig], cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         results = train(tiny_run(**self.FLAGS, keep_best="parts", output_dir=tmp_path / "run"), {}, cache_dir=cache_dir)
-        said = capsys.readouterr().err
-        assert "each task's part at its own best: sst of step" in said
+        errors = capsys.readouterr().err
+        assert "each task's part at its own best: sst of step" in errors
         main(["evaluate", str(tmp_path / "run")])
         scores = json.loads(capsys.readouterr().out.splitlines()[-1])["dev"]
         for task in results["dev"]:
@@ -179,6 +179,6 @@ class TestParts:
         run_ranks(train_and_read, run, cache_dir, 3, ranks=1)
         for file in (tmp_path / "run" / "model" / "tasks").iterdir():
             file.unlink()
-        (found,) = run_ranks(train_and_read, run, cache_dir, ranks=1)
-        assert isinstance(found, UserError)
-        assert "expected the part of" in str(found)
+        (error,) = run_ranks(train_and_read, run, cache_dir, ranks=1)
+        assert isinstance(error, UserError)
+        assert "expected the part of" in str(error)

@@ -15,11 +15,11 @@ from pal_dist.commands.doctor.findings import Finding, run_check
 def test_versions_out_of_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "1.13.0" if name == "torch" else honest(name))
-    found = {finding.check: finding for finding in host.versions()}
-    assert found["torch"].level == "red"
-    assert found["torch"].cure.startswith("pip install 'torch")
-    assert found["numpy"].level == "green"
-    assert "ruff" not in found, "extras are not needed"
+    findings = {finding.check: finding for finding in host.versions()}
+    assert findings["torch"].level == "red"
+    assert findings["torch"].cure.startswith("pip install 'torch")
+    assert findings["numpy"].level == "green"
+    assert "ruff" not in findings, "extras are not needed"
 
 
 def test_a_check_that_fails_is_a_finding() -> None:

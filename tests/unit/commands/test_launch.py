@@ -19,8 +19,8 @@ def _no_scheduler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_request_as_typed() -> None:
-    words = ["--on=kubernetes", "--nodes", "2", "--gpus-per-node", "4", "--gpu", "t4", "--dry_run"]
-    request = read_launch([*words, "--", "train", "--seed", "3"], {})
+    options = ["--on=kubernetes", "--nodes", "2", "--gpus-per-node", "4", "--gpu", "t4", "--dry_run"]
+    request = read_launch([*options, "--", "train", "--seed", "3"], {})
     assert (request.on, request.nodes, request.gpus_per_node, request.gpu) == ("kubernetes", 2, 4, "t4")
     assert (request.verb, list(request.settings), request.dry_run) == ("train", ["--seed", "3"], True)
     assert "parallelism: 2" in manifest_of(request)
@@ -33,23 +33,23 @@ def test_here_where_there_is_no_scheduler() -> None:
 
 
 def test_words_for_the_scheduler() -> None:
-    words = ["--on", "slurm", "--gpus_per_node", "0", "--processes", "2", "--extra", "--partition=long --mem=8G"]
-    command = command_of(read_launch([*words, "--", "train", "--output_dir", "runs/first"], {}))
+    options = ["--on", "slurm", "--gpus_per_node", "0", "--processes", "2", "--extra", "--partition=long --mem=8G"]
+    command = command_of(read_launch([*options, "--", "train", "--output_dir", "runs/first"], {}))
     assert command[:5] == ["sbatch", "--nodes=1", "--gpus-per-node=0", "--partition=long", "--mem=8G"]
     assert command[6:] == ["train", "--strategy", "ddp", "--processes", "2", "--cpu", "--output_dir", "runs/first"]
 
 
 def test_a_recipe_is_planned(cache_dir: Path) -> None:
-    words = ["--on", "kubernetes", "--gpu", "t4", "--", "train", "--recipe"]
+    options = ["--on", "kubernetes", "--gpu", "t4", "--", "train", "--recipe"]
     with pytest.raises(UserError, match="did you mean `sst_finetune`"):
-        check_fits(read_launch([*words, "sst_finetun"], {}), cache_dir)
+        check_fits(read_launch([*options, "sst_finetun"], {}), cache_dir)
 
 
 def test_a_run_that_fits_is_told_so(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--on", "slurm", "--gpu", "t4", "--gpus_per_node", "4", "--strategy", "zero2", "--", "train"]
-    check_fits(read_launch(words, {}), cache_dir)
+    options = ["--on", "slurm", "--gpu", "t4", "--gpus_per_node", "4", "--strategy", "zero2", "--", "train"]
+    check_fits(read_launch(options, {}), cache_dir)
     assert "FITS: --precision fp16" in capsys.readouterr().err
-    check_fits(read_launch(["--plan", "off", *words], {}), cache_dir)
+    check_fits(read_launch(["--plan", "off", *options], {}), cache_dir)
     assert capsys.readouterr().err == ""
 
 
@@ -57,10 +57,10 @@ TOO_LARGE = "--precision fp32 --checkpoint_layers 0 --max_length 512 --batch_siz
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("command", "code", "says"),
     [
         ("--nodes 2 --on slurm -- train", 2, "which GPU have the nodes? Name its kind, --gpu t4"),
-        (f"--gpu t4 --on slurm -- train {TOO_LARGE}", 3, "not submitted"),
+        (f"--gpu t4 --gpus_per_node 4 --strategy zero2 --on slurm -- train {TOO_LARGE}", 3, "not submitted"),
         ("--nods 2 -- train", 2, "unknown setting --nods"),
         ("--nodes 0 -- train", 2, "--nodes takes a whole number"),
         ("--nodes 2 --on local -- train", 2, "--nodes 2 on this one machine"),
@@ -71,9 +71,9 @@ TOO_LARGE = "--precision fp32 --checkpoint_layers 0 --max_length 512 --batch_siz
         ("--on kubernetes --gpus_per_node 0 -- train", 2, "there is no `kubectl` here"),
     ],
 )
-def test_what_is_refused(words: str, code: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused(command: str, code: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["launch", *words.split()])
+        main(["launch", *command.split()])
     assert ended.value.code == code
     message = capsys.readouterr().err
     assert says in message

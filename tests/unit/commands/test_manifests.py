@@ -10,19 +10,19 @@ import yaml
 from tests.support.manifests import JOBSET, filled_jobset, filled_skypilot
 
 
-def lost(given: Any, read: Any, at: str = "") -> list[str]:
+def lost(written: Any, read: Any, at: str = "") -> list[str]:
     """What a model of the schema has not taken over: fields that it does not know."""
-    if isinstance(given, dict):
+    if isinstance(written, dict):
         if not isinstance(read, dict):
             return [at]
-        return [name for key, value in given.items() for name in lost(value, read.get(key), f"{at}.{key}")]
-    if isinstance(given, list):
-        if not isinstance(read, list) or len(read) != len(given):
+        return [name for key, value in written.items() for name in lost(value, read.get(key), f"{at}.{key}")]
+    if isinstance(written, list):
+        if not isinstance(read, list) or len(read) != len(written):
             return [at]
-        return [name for one, other in zip(given, read, strict=True) for name in lost(one, other, at)]
-    if isinstance(given, (int, float)) and isinstance(read, (int, float)):  # a quantity is read as 1.0
-        return [] if given == read else [at]
-    return [] if read is not None and str(given) == str(read) else [at]
+        return [name for one, other in zip(written, read, strict=True) for name in lost(one, other, at)]
+    if isinstance(written, (int, float)) and isinstance(read, (int, float)):  # a quantity is read as 1.0
+        return [] if written == read else [at]
+    return [] if read is not None and str(written) == str(read) else [at]
 
 
 def fields_not_in_the_schema(text: str) -> list[str]:

@@ -49,7 +49,7 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
         *fixed,
     )
     assert code == 3
-    for words in (
+    for phrase in (
         "other tasks' graphs",
         "fused attention (sdpa)",
         "one task's graph at a time",
@@ -57,7 +57,7 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
         "every example 256 tokens long (no data)",
         "zero2_offload",
     ):
-        assert words in text, words
+        assert phrase in text, phrase
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_it_is_read_and_says_what_to_expect(name: str) -> None:
     run, origins = resolve({}, recipe=name)
     values = {field: value for section in run.to_dict().values() for field, value in section.items()}
     assert {field for field, origin in origins.items() if origin == f"recipe {name}"} == recipe.settings.keys()
-    assert {field: coerce(given, settings()[field].kind) for field, given in recipe.settings.items()} == {
+    assert {field: coerce(value, settings()[field].kind) for field, value in recipe.settings.items()} == {
         field: values[field] for field in recipe.settings
     }
     assert any(f"--recipe {name} --data_dir data" in command for command in recipe.about.commands)
