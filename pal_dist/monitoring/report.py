@@ -119,7 +119,7 @@ class RunReport(Report):
         self.say(f"step {step}: dev mean {mean:.4f}   {scores}")
 
     def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None:
-        """Counts [label, prediction] of a task's dev split, told before the evaluation that they belong to."""
+        """Counts [label, prediction] of a task's dev split; to be called before the evaluation that they belong to."""
         self.confusions[task] = counts.tolist()
         if self.draws:
             self.add_image(f"confusion/{task}", confusion_image(counts), step)

@@ -71,7 +71,7 @@ class Status:
             )
         rows.append(["where", f"{entry.host}, process {entry.pid}"])
         if entry.error:
-            rows.append(["said", f"{entry.error} (exit code {entry.exit_code})"])
+            rows.append(["message", f"{entry.error} (exit code {entry.exit_code})"])
         width = max(len(name) for name, _ in rows)
         return "\n".join([str(self.folder), *(f"  {name.ljust(width)}  {value}" for name, value in rows)])
 
@@ -79,10 +79,10 @@ class Status:
         seen = _ago(self.entry.updated)
         if self.verdict == "gone":
             doing = self.entry.state
-            return f"gone: its process ended without a word while {doing}, last seen {seen}; {RESUME}"
+            return f"gone: its process ended without a message while {doing}, last seen {seen}; {RESUME}"
         if self.verdict == "silent":
             return f"silent: last seen {self.entry.state} {seen}; killed, or hung"
-        cure = {"stopped": f"; {RESUME}", "failed": "; what it said is below"}.get(self.verdict, "")
+        cure = {"stopped": f"; {RESUME}", "failed": "; the message is below"}.get(self.verdict, "")
         return f"{self.verdict}, {seen}{cure}"
 
 
@@ -156,7 +156,7 @@ def runs_table(runs: list[Status]) -> str:
                 (entry.error.split("\n")[0][:60]),
             ]
         )
-    header = ["run", "state", "step", "dev mean", "examples/s", "GiB", "left", "starts", "said"]
+    header = ["run", "state", "step", "dev mean", "examples/s", "GiB", "left", "starts", "message"]
     return table(header, rows)
 
 

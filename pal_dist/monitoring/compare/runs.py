@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pal_dist.config.resolve import format_value, names_where, settings
+from pal_dist.config.schema import json_value
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring import run_files
 from pal_dist.monitoring.status import Status, status_of
@@ -130,10 +131,11 @@ def read_run(folder: Path) -> Run:
     status = status_of(folder)
     config = _read(folder / run_files.CONFIG, _read_config)
     try:
-        values = {name: value for section in config["values"].values() for name, value in section.items()}
+        sections = config["values"].values()
+        values = {name: json_value(value) for section in sections for name, value in section.items()}
     except (KeyError, AttributeError):
         raise UserError(f"{folder / run_files.CONFIG}: expected the settings of a run, found something else") from None
-    defaults = {name: json.loads(json.dumps(setting.default)) for name, setting in settings().items()}
+    defaults = {name: json.loads(json.dumps(json_value(setting.default))) for name, setting in settings().items()}
     results = _read(folder / run_files.RESULTS, run_files.read_results) if status.verdict == "finished" else None
     losses: dict[str, Curve] = {}
     dev: dict[str, Curve] = {}

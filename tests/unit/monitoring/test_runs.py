@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring import run_files
 from pal_dist.monitoring.compare.runs import find_runs, group_runs
+from pal_dist.monitoring.compare.tables import command
 from tests.support.written_runs import PROPORTIONAL, ROUND_ROBIN, SEEDS, rewrite
 
 
@@ -41,6 +43,18 @@ def test_settings_that_do_not_matter_make_no_group(runs: Path) -> None:
     path.write_text(json.dumps(written))
     names = [group.name for group in group_runs(find_runs([runs]))[0]]
     assert f"{ROUND_ROBIN} learning_rate=default" in names
+
+
+def test_infinity_is_one_value_however_it_was_written(runs: Path) -> None:
+    """Version 0.1.0 wrote it as `Infinity`, which strict JSON does not have."""
+    for name, text in (("round_robin_0", "Infinity"), ("round_robin_1", '"inf"')):
+        path = runs / name / run_files.CONFIG
+        written, count = re.subn(r'("max_gradient_norm": )[\d.]+', rf"\g<1>{text}", path.read_text())
+        assert count == 1
+        path.write_text(written)
+    groups, _ = group_runs(find_runs([runs / "round_robin_0", runs / "round_robin_1"]))
+    assert [len(group.counted) for group in groups] == [2]
+    assert command(groups[0].runs[0]).count("--max_gradient_norm inf") == 1
 
 
 def test_other_data_is_another_group(runs: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_process_that_is_no_more(finished: Path) -> None:
     rewrite_status(finished, state="training", born=1.0)  # another process has its number now
     status = status_of(finished)
     assert status.verdict == "gone"
-    assert "ended without a word while training" in status.text()
+    assert "ended without a message while training" in status.text()
 
 
 def test_a_run_elsewhere(finished: Path) -> None:
