@@ -51,7 +51,7 @@ compose() {
 }
 
 # Runs VERB with SETTINGS (and MORE, that only this verb knows) on all nodes of the job, to the end; puts the job back
-# where it has stopped to go on.
+# where it has stopped to resume.
 run_job() {
   compose
   OUTPUT_DIR=$(setting output_dir)

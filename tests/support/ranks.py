@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -76,6 +77,7 @@ def _start(
         os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
     os.environ["OMP_NUM_THREADS"] = "1"
     os.dup2(os.open(result.with_suffix(".said"), os.O_WRONLY | os.O_CREAT), 2)
+    faulthandler.enable(2)  # a crash inside a library's own thread says where this rank was
     import torch
 
     torch.set_num_threads(1)
