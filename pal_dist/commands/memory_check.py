@@ -1,4 +1,4 @@
-"""The verb `profile`: a memory smoke test. Real steps on the worst batch of each task, measured against the plan."""
+"""The verb `profile`: a memory smoke test. Real steps on the largest micro-batch, measured against the plan."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from pal_dist.core.atomic_io import write_json
 from pal_dist.core.console import say, table
 from pal_dist.core.extras import cure, has_library
 from pal_dist.core.units import gib
-from pal_dist.data.batching import MicroBatch
 from pal_dist.memory.devices import device_at_hand
-from pal_dist.memory.planner import build_for_trace, rows_per_rank
+from pal_dist.memory.planner import build_for_trace, loss_of_segments
 from pal_dist.memory.plot import plot_memory
 from pal_dist.memory.trace import Trace, summarise, trace
 from pal_dist.memory.tracker import OPTIMIZER, PARAMETERS, Tracker
@@ -24,7 +23,7 @@ from pal_dist.monitoring import run_files
 from pal_dist.optim.optimizers import build_optimizer
 from pal_dist.training.run import Run
 from pal_dist.training.setup import set_up
-from pal_dist.training.worst_batch import worst_micro_batches
+from pal_dist.training.worst_batch import worst_step
 
 STEPS = 3
 """The first brings the optimizer's state into being, the second is a steady state, the third says the same again."""
@@ -77,16 +76,6 @@ def check_memory(
     return MemoryCheck(measured, planned, agrees, tuple(files))
 
 
-def worst_step(run: Run) -> list[MicroBatch]:
-    """The worst micro-batch of each task, as the planner reckons with it; the largest last."""
-    return worst_micro_batches(
-        run.schedule.lengths,
-        tokens=run.state.tokens_per_micro_batch,
-        rows=rows_per_rank(run.schedule.sampling, run.engine.ranks),
-        padded_length=run.engine.padded_length,
-    )
-
-
 def trace_worst_step(run: Run) -> Trace:
     """The trace of that very step, on fake tensors."""
     config, engine = run.config, run.engine
@@ -95,7 +84,7 @@ def trace_worst_step(run: Run) -> Trace:
     return trace(
         lambda: build_for_trace(config, run.model.config, run.state.checkpoint_layers),
         [run.batch(micro) for micro in worst_step(run)],
-        loss=lambda logits, batch: objectives[batch.task].loss(logits.float(), batch.labels_B),
+        loss=loss_of_segments(objectives),
         optimizer=lambda module: build_optimizer(module, config.optimizer, run.peak_rate),
         device=None if device.is_cpu else device,
         precision=engine.precision.name,
@@ -115,7 +104,7 @@ def _run_worst_step(run: Run, enter: Callable[[str], object] = lambda _: None) -
     engine.checkpoint_layers(run.state.checkpoint_layers)
     for micro in worst_step(run):
         enter("forward")
-        loss_sum = run.forward(micro)[1]
+        loss_sum = run.loss_sum(engine.to_device(run.batch(micro)))
         enter("backward")
         engine.backward(loss_sum, 1)
         del loss_sum
@@ -162,7 +151,7 @@ def _measure_on_gpu(run: Run) -> tuple[int, Trace | None, list[Path]]:
 def _write(run: Run, measured_trace: Trace, planned: Trace, measured: int) -> Iterator[Path]:
     if has_library("matplotlib"):
         file = run.folder / run_files.MEMORY_PICTURE
-        title = f"memory of one step: {run.config.model.model}, worst batch of each task"
+        title = f"memory of one step: {run.config.model.model}, largest micro-batch"
         run.report.add_image("memory/step", plot_memory(measured_trace.timeline, title, file))
         yield file
     else:

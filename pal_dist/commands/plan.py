@@ -150,7 +150,6 @@ def make_plan(request: PlanRequest, *, lengths: Sequence[NDArray[np.int32]] = ()
         run,
         config,
         ranks=machine.ranks,
-        multiple=1 if machine.device.is_cpu else 8,
         sampling=Sampling.of_run(run, sizes=[len(of_task) for of_task in lengths]) if lengths else None,
         lengths=lengths,
         task_graphs=request.task_graphs,

@@ -86,12 +86,12 @@ def _request_lines(report: PlanReport) -> list[str]:
 
 def _verdict_lines(planned: PlannedRun) -> list[str]:
     plan = planned.plan
-    rows, length = plan.worst_batch
+    worst = plan.worst_batch
     graphs = f", {plan.work.task_graphs} task graphs alive at once" if plan.work.task_graphs > 1 else ""
     return [
         f"{'FITS' if planned.fits else 'DOES NOT FIT'}: {as_flags(plan)}",
         f"  attention {plan.options.attention}, strategy {plan.strategy}; "
-        f"largest micro-batch {rows} x {length} tokens{graphs}",
+        f"largest micro-batch {worst.rows} x {worst.length} = {worst.tokens:,} tokens{graphs}",
     ]
 
 

@@ -1,83 +1,169 @@
-"""One micro-batch: token ids, token types, mask and labels, padded to one length."""
+"""One micro-batch: rows of tokens one behind the other, without padding, task after task.
+
+Everything but features lies in one buffer of int32, so that one copy brings a batch to the device.
+
+Shapes: T tokens of R rows, D hidden.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from pal_dist.core.units import round_up
 
 if TYPE_CHECKING:  # text is prepared without PyTorch
     from tokenizers import Tokenizer
     from torch import Tensor
 
 
-class Batch(NamedTuple):
-    """One micro-batch of one task. B examples, L tokens of the longest (rounded up where the device wants it)."""
+@dataclass(frozen=True)
+class TextRows:
+    """Rows of one task as a corpus has them."""
+
+    tokens: NDArray[Any]
+    """(T,), token ids, row after row."""
+    lengths: NDArray[np.int32]
+    """(R,), tokens of each row."""
+    first_lengths: NDArray[np.int32]
+    """(R,), tokens of each row up to the end of its first text."""
+    labels: NDArray[np.float32]
+    """(R,), NaN where there is none."""
+    features: NDArray[Any] | None = None
+    """(R, D), what the heads read, where it is known: there are no tokens then, and the lengths are those of the texts
+    that the features stand for."""
+
+
+class Segment(NamedTuple):
+    """Where one task's rows stand in a packed batch."""
 
     task: str
-    input_ids_BL: Tensor
-    """int64 (B, L), padded with the tokenizer's padding id."""
-    token_type_ids_BL: Tensor
-    """int64 (B, L): 0 for [CLS] a [SEP], 1 for b [SEP]."""
-    mask_BL: Tensor | None
-    """bool (B, L), True where there is a token; None where nothing is padded."""
-    labels_B: Tensor
-    """float32 (B,), NaN where the split has no labels."""
-    useful_tokens: int
-    """Tokens that are no padding; of cached features, those of the texts that they stand for."""
-    pooled_BD: Tensor | None = None
-    """What the heads read, (B, D), where it is known already: the tokens are then left out, (B, 0)."""
+    rows: slice
+    tokens: slice
 
     @property
-    def tokens(self) -> int:  # with padding; cached features have none
-        return self.input_ids_BL.numel() if self.pooled_BD is None else self.useful_tokens
+    def row_count(self) -> int:
+        count: int = self.rows.stop - self.rows.start
+        return count
 
 
-def pad_to_batch(
-    task: str,
-    sequences: Sequence[Any],
-    first_lengths: NDArray[np.int32],
-    labels: NDArray[np.float32],
-    *,
-    padding_id: int,
-    multiple: int = 1,
-) -> Batch:
-    """A batch on the CPU from B sequences of token ids, padded to the longest and that up to `multiple`.
+class Batch(NamedTuple):
+    """One micro-batch, rows of its tasks packed; a task may have none."""
 
-    Args:
-        first_lengths: (B,), tokens of each sequence up to the end of its first text.
-        labels: (B,), NaN where there is none.
-    """
+    segments: tuple[Segment, ...]
+    lengths: NDArray[np.int32]
+    """(R,), tokens of each row, on the host."""
+    input_ids_T: Tensor
+    """int32."""
+    token_type_ids_T: Tensor
+    """int32, 0 for [CLS] a [SEP], 1 for b [SEP]."""
+    positions_T: Tensor
+    """int32, each token's place in its row."""
+    row_starts: Tensor
+    """int32 (R + 1), where each row begins among the T tokens, and where the last one ends."""
+    segment_row_starts: tuple[Tensor, ...]
+    """int32 (its rows + 1) each, the same of each segment by itself, counted from its first token."""
+    labels_R: Tensor
+    """float32, NaN where the split has no labels."""
+    pooled_RD: Tensor | None = None
+    """What the heads read, where it is known already: there are no tokens then."""
+    buffer: Tensor | None = None
+    """int32, holds everything above but `pooled_RD`; None where each has memory of its own."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows; of cached features, those of the texts that they stand for."""
+        return int(self.lengths.sum())
+
+    def pinned(self) -> Batch:
+        """The batch in page-locked memory, from which a GPU copies while the host goes on."""
+        return self._moved(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device, by one copy, which nothing waits for where it is pinned."""
+        import torch
+
+        if self.labels_R.device == torch.device(device):
+            return self
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        assert self.buffer is not None, "a batch is moved by its buffer"
+        pooled = None if self.pooled_RD is None else move(self.pooled_RD)
+        return _in_buffer(self.segments, self.lengths, move(self.buffer), pooled)
+
+
+def pack_batch(parts: Sequence[tuple[str, TextRows]]) -> Batch:
+    """A batch on the CPU from each task's rows, in this order."""
     import torch
 
-    lengths = np.array([len(sequence) for sequence in sequences])
-    places = np.arange(round_up(int(lengths.max()), multiple))
-    input_ids = np.full((len(sequences), len(places)), padding_id, dtype=np.int64)
-    for row, sequence in zip(input_ids, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    mask = places < lengths[:, None]
+    lengths = np.concatenate([rows.lengths for _, rows in parts])
+    has_features = any(rows.features is not None for _, rows in parts)
+    in_tokens = np.zeros_like(lengths) if has_features else lengths
+    places, starts = _places(in_tokens)
+    first_lengths = np.concatenate([rows.first_lengths for _, rows in parts])
+    types = places >= np.repeat(first_lengths, in_tokens)
+    row_ends = np.cumsum([0, *(len(rows.lengths) for _, rows in parts)]).tolist()
+    segments = tuple(
+        Segment(task, slice(first, last), slice(int(starts[first]), int(starts[last])))
+        for (task, _), (first, last) in zip(parts, pairwise(row_ends), strict=True)
+    )
+    of_segments = [starts[s.rows.start : s.rows.stop + 1] - starts[s.rows.start] for s in segments]
+    labels = np.concatenate([rows.labels for _, rows in parts]).astype(np.float32, copy=False)
+    tokens = [] if has_features else [rows.tokens for _, rows in parts]
+    buffer = np.concatenate(
+        [*tokens, types, places, starts, *of_segments, labels.view(np.int32)], dtype=np.int32, casting="unsafe"
+    )
+    pooled = None
+    if has_features:
+        pooled = torch.from_numpy(np.concatenate([rows.features for _, rows in parts if rows.features is not None]))
+    return _in_buffer(segments, lengths, torch.from_numpy(buffer), pooled)
+
+
+def _places(lengths: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(each token's place in its row, where each row begins and the last one ends)."""
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return np.arange(starts[-1]) - np.repeat(starts[:-1], lengths), starts
+
+
+def _in_buffer(
+    segments: tuple[Segment, ...], lengths: NDArray[np.int32], buffer: Tensor, pooled_RD: Tensor | None
+) -> Batch:
+    """The batch whose parts lie in the buffer one behind the other."""
+    import torch
+
+    tokens, rows = segments[-1].tokens.stop, len(lengths)
+    sizes = [tokens] * 3 + [rows + 1] + [segment.row_count + 1 for segment in segments] + [rows]
+    ids, types, places, starts, *of_segments, labels = buffer.split(sizes)
     return Batch(
-        task=task,
-        input_ids_BL=torch.from_numpy(input_ids),
-        token_type_ids_BL=torch.from_numpy((mask & (places >= first_lengths[:, None])).astype(np.int64)),
-        mask_BL=None if mask.all() else torch.from_numpy(mask),
-        labels_B=torch.from_numpy(labels),
-        useful_tokens=int(lengths.sum()),
+        segments=segments,
+        lengths=lengths,
+        input_ids_T=ids,
+        token_type_ids_T=types,
+        positions_T=places,
+        row_starts=starts,
+        segment_row_starts=tuple(of_segments),
+        labels_R=labels.view(torch.float32),
+        pooled_RD=pooled_RD,
+        buffer=buffer,
     )
 
 
 def batch_of_texts(
-    task: str, texts: list[tuple[str, str | None]], tokenizer: Tokenizer, *, max_length: int, padding_id: int = 0
+    task: str, texts: list[tuple[str, str | None]], tokenizer: Tokenizer, *, max_length: int
 ) -> Batch:
     """A batch straight from texts, for a person who asks about one."""
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     encodings = tokenizer.encode_batch([a if b is None else (a, b) for a, b in texts])
     tokenizer.no_truncation()
-    first_lengths = np.array([encoding.type_ids.count(0) for encoding in encodings], dtype=np.int32)
-    unknown = np.full(len(texts), np.nan, dtype=np.float32)
-    sequences = [encoding.ids for encoding in encodings]
-    return pad_to_batch(task, sequences, first_lengths, unknown, padding_id=padding_id)
+    rows = TextRows(
+        tokens=np.concatenate([encoding.ids for encoding in encodings]),
+        lengths=np.array([len(encoding.ids) for encoding in encodings], dtype=np.int32),
+        first_lengths=np.array([encoding.type_ids.count(0) for encoding in encodings], dtype=np.int32),
+        labels=np.full(len(texts), np.nan, dtype=np.float32),
+    )
+    return pack_batch([(task, rows)])

@@ -2,24 +2,18 @@
 
 Pure functions of (seed, step, lengths): the examples of a step depend neither on the token budget nor on the number of
 ranks, so neither changes the gradient. No torch here.
-
-A piece is what becomes one micro-batch: examples that stand side by side, the longest first. Pieces are told by their
-`firsts`, the position at which each begins.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
-from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pal_dist.core.units import ceil_div, round_up
+from pal_dist.core.units import ceil_div
 from pal_dist.data.sampling import Sampling
 
 Rows = NDArray[np.int64]
@@ -28,26 +22,24 @@ Rows = NDArray[np.int64]
 StepRows = list[tuple[int, Rows]]
 """What one optimizer step serves, over all ranks: (task, its rows) of each task that it serves."""
 
-MICRO_BATCH_COST = 96
-"""Fixed cost of one more forward and backward pass, in tokens: what an extra cut must save in padding to pay.
-Measured for MiniLM on a CPU (tests/bench/profile_step.py); for GPUs the plan estimates it. It only steers speed."""
-
-
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank runs through the model at once."""
+    """What one rank runs through the model at once: rows of several tasks."""
 
-    task: int
-    rows: Rows
-    filler: bool = False
-    """True: a repeated example with weight zero, so that every rank runs the same number of micro-batches."""
+    parts: tuple[tuple[int, Rows], ...]
+    """(task, its rows, the longest first), tasks in the order in which the step serves them. A part is empty where
+    another rank has rows of that task in the same micro-step: every rank then runs the same modules."""
+
+    @property
+    def examples(self) -> int:
+        return sum(len(rows) for _, rows in self.parts)
 
 
 def pass_order(lengths: NDArray[np.int32], *, block: int, window: int, seed: tuple[int, ...]) -> Rows:
     """Order of one pass over a task: shuffled, sorted by length within windows of `window` blocks, blocks shuffled.
 
-    Every example appears once. Within a block lengths are alike, so batches carry little padding; which block comes
-    when stays random. Only the last block of a pass may be shorter than `block`.
+    Every example appears once. Within a block lengths are alike, so its rows run together where attention goes by
+    length; which block comes when stays random. Only the last block of a pass may be shorter than `block`.
     """
     random = np.random.default_rng(seed)
     order = random.permutation(len(lengths))
@@ -100,155 +92,93 @@ class Schedule:
                 yield step_rows
 
 
-def pack_micro_batches(
-    lengths: NDArray[np.int32],
-    *,
-    budget: int,
-    ranks: int = 1,
-    multiple: int = 1,
-    cost: int = MICRO_BATCH_COST,
-    loads: NDArray[np.int64] | None = None,
-) -> list[list[Rows]]:
-    """Cut examples into micro-batches: result[micro_step][rank] are positions in `lengths` (empty: a filler's).
-
-    A micro-batch holds neighbours in length, at most `budget` tokens of them, padding to `multiple` included (a longer
-    example stands alone). One rank gets the cheapest of all such cuts: padded tokens plus `cost` each. Several ranks
-    get the same number of micro-batches each, of nearly one size; that number is what costs the slowest rank least.
-
-    Args:
-        loads: what each rank has from earlier tasks of the step, shape (ranks,), in tokens with padding plus tokens
-            without; it is added to. Larger micro-batches go to ranks that have less.
-    """
-    order, padded = _longest_first(lengths, multiple)
-    sizes = padded.tolist()
-    firsts = _cheapest_pieces(sizes, budget, cost) if ranks == 1 else _even_pieces(sizes, budget, ranks, cost)
-    pieces = [order[first:last] for first, last in pairwise([*firsts, len(order)])]
-    useful = np.add.reduceat(lengths[order], firsts, dtype=np.int64)
-    weights = np.diff([*firsts, len(order)]) * padded[firsts] + useful
-    loads = np.zeros(ranks, dtype=np.int64) if loads is None else loads
-    heaviest = np.argsort(-weights, kind="stable")
-    micro_steps: list[list[Rows]] = []
-    for start in range(0, len(pieces), ranks):
-        group = heaviest[start : start + ranks]
-        least_loaded = np.argsort(loads, kind="stable")[: len(group)]
-        loads[least_loaded] += weights[group]
-        by_rank = [order[:0]] * ranks
-        for rank, piece in zip(least_loaded.tolist(), group.tolist(), strict=True):
-            by_rank[rank] = pieces[piece]
-        micro_steps.append(by_rank)
-    return micro_steps
-
-
-def _cheapest_pieces(sizes: list[int], budget: int, cost: int) -> list[int]:
-    """Firsts of the pieces that cost least together. `sizes` are padded lengths, the longest first."""
-    padded, count = np.asarray(sizes), len(sizes)
-    least_cost = np.zeros(count + 1)  # of everything from a position on; the longest of a piece stands first
-    next_first = np.zeros(count, dtype=np.int64)  # of the best piece that begins at a position: where the next begins
-    for first in range(count - 1, -1, -1):
-        ends = np.arange(first + 1, min(first + max(1, budget // sizes[first]), count) + 1)
-        costs = (ends - first) * padded[first] + cost + least_cost[ends]
-        best = int(costs.argmin())
-        least_cost[first], next_first[first] = costs[best], ends[best]
-    firsts = [0]
-    while (following := int(next_first[firsts[-1]])) < count:
-        firsts.append(following)
-    return firsts
-
-
-def _even_pieces(sizes: list[int], budget: int, ranks: int, cost: int) -> list[int]:
-    """Firsts of the same number of pieces for each rank, so that none waits long for another.
-
-    For every number of pieces that may pay, the largest piece is made as small as can be; what the last one falls short
-    of it is then spread over all. Every rank does this in every step: trying every end of every piece, as for one rank,
-    would take longer than the step where ranks are many.
-    """
-    count, tokens = len(sizes), sum(sizes)
-    best: tuple[float, int, int] | None = None
-    each = max(1, tokens // (ranks * budget))
-    while best is None or (each * ranks < count + ranks and tokens / ranks + each * cost < best[0]):
-        low, high = min(budget, ceil_div(tokens, each * ranks)), budget
-        if _filled_pieces(sizes, high, each * ranks):
-            while low < high:
-                middle = (low + high) // 2
-                low, high = (low, middle) if _filled_pieces(sizes, middle, each * ranks) else (middle + 1, high)
-            candidate = each * (max(high, sizes[0]) + cost), high, each * ranks
-            best = candidate if best is None else min(best, candidate)
-        each += 1
-    _, largest, pieces = best
-    return _levelled_pieces(sizes, _filled_pieces(sizes, largest, pieces), largest, min(pieces, count))
-
-
-def _filled_pieces(sizes: list[int], largest: int, most: int) -> list[int]:
-    """Firsts of pieces filled up to `largest` tokens one by one; empty where `most` are not enough."""
-    firsts, position, count = [0], 0, len(sizes)
-    while (position := position + (largest // sizes[position] or 1)) < count:
-        firsts.append(position)
-        if len(firsts) > most:
-            return []
-    return firsts
-
-
-def _levelled_pieces(sizes: list[int], firsts: list[int], largest: int, pieces: int) -> list[int]:
-    """Firsts of exactly so many `pieces` of the same examples, of nearly the mean size, none above `largest`.
-
-    From the shortest examples on, where one more or less is little: pieces begin earlier than before, never later, so
-    what is left for those before them fits.
-    """
-    count = len(sizes)
-    firsts = firsts + [count] * (pieces - len(firsts))
-    filled = sum((last - first) * sizes[first] for first, last in pairwise([*firsts, count]) if last > first)
-    before = np.cumsum([0, *sizes]) * (filled / sum(sizes))  # tokens before a position, padding within pieces included
-    last = count
-    for piece in range(pieces - 1, 0, -1):
-        target = float(before[last]) / (piece + 1)
-        # Sizes of a piece of 1, 2, ... examples that ends here: they rise in both factors.
-        most = min(last - piece, int(2 * target / sizes[last - 1]) + 2)
-        rows = bisect_right(range(1, most), target, key=lambda rows: rows * sizes[last - rows]) or 1
-        size, larger = rows * sizes[last - rows], (rows + 1) * sizes[last - rows - 1]
-        if rows < most and larger <= largest and larger - target < target - size:
-            rows += 1
-        last = firsts[piece] = min(last - rows, firsts[piece])
-    return firsts
-
-
-def _longest_first(lengths: NDArray[np.int32], multiple: int) -> tuple[Rows, NDArray[np.int64]]:
-    """Positions by falling padded length, and those lengths. Among equals long and short alternate: every run of
-    neighbours then holds about as much text."""
-    padded = round_up(lengths.astype(np.int64), multiple)
-    order = np.argsort(-lengths, kind="stable")
-    ends = [0, *(np.flatnonzero(np.diff(padded[order])) + 1).tolist(), len(order)]
-    for first, last in pairwise(ends) if multiple > 1 else ():
-        order[first:last] = order[first:last][_alternating(last - first)]
-    return order, padded[order]
-
-
-@lru_cache(maxsize=1024)
-def _alternating(count: int) -> NDArray[np.int64]:
-    """A permutation of which every run is spread evenly: steps of the golden section around `count` places."""
-    step = next(step for step in range(max(1, round(0.618 * count)), 2 * count + 1) if gcd(step, count) == 1)
-    return np.arange(count) * step % count
-
-
 def assign_micro_batches(
     step_rows: StepRows,
     lengths: list[NDArray[np.int32]],
     *,
     budget: int,
     ranks: int,
-    multiple: int,
-    cost: int = MICRO_BATCH_COST,
-) -> Iterator[tuple[int, Rows, list[Rows]]]:
-    """(task, its rows, each rank's positions in them) of every micro-step, tasks in the order in which they are served.
+    separate_tasks: bool = False,
+) -> list[list[MicroBatch]]:
+    """Every rank's micro-batches of one step: result[micro_step][rank].
 
-    Every rank works this out for all ranks, since what it gets depends on what the others have; nothing but lengths is
-    looked at.
+    The rows of all tasks are dealt together into as few micro-steps as the budget allows, so that all micro-batches
+    hold nearly as many tokens. Every rank works this out for all ranks, since what it gets depends on what the others
+    have; nothing but lengths is looked at.
+
+    Args:
+        budget: most tokens of a micro-batch; a longer row stands alone.
+        separate_tasks: each micro-step serves one task, tasks one after the other.
     """
+    groups = [[part] for part in step_rows] if separate_tasks else [step_rows]
     loads = np.zeros(ranks, dtype=np.int64)
-    for task, rows in step_rows:
-        for by_rank in pack_micro_batches(
-            lengths[task][rows], budget=budget, ranks=ranks, multiple=multiple, cost=cost, loads=loads
-        ):
-            yield task, rows, by_rank
+    return [
+        micro_step
+        for group in groups
+        for micro_step in _micro_steps(group, lengths, budget=budget, ranks=ranks, loads=loads)
+    ]
+
+
+def _micro_steps(
+    step_rows: StepRows, lengths: list[NDArray[np.int32]], *, budget: int, ranks: int, loads: NDArray[np.int64]
+) -> list[list[MicroBatch]]:
+    """The micro-steps that serve these rows. `loads`: tokens that each rank has already; is added to."""
+    sizes = np.concatenate([lengths[task][rows] for task, rows in step_rows]).astype(np.int64)
+    longest_first = np.argsort(-sizes, kind="stable")
+    bins, tokens = _deal(sizes[longest_first], budget, ranks)
+    # Heavy bins to ranks that have little so far, micro-step by micro-step.
+    micro_step, rank = np.zeros(len(tokens), dtype=np.int64), np.zeros(len(tokens), dtype=np.int64)
+    heaviest = np.argsort(-tokens, kind="stable")
+    for number, start in enumerate(range(0, len(tokens), ranks)):
+        group = heaviest[start : start + ranks]
+        micro_step[group], rank[group] = number, np.argsort(loads, kind="stable")
+        loads[rank[group]] += tokens[group]
+    place = np.empty(len(sizes), dtype=np.int64)
+    place[longest_first] = (micro_step * ranks + rank)[bins]
+    return _gathered(step_rows, place, longest_first, len(tokens) // ranks, ranks)
+
+
+def _deal(sizes: NDArray[np.int64], budget: int, ranks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(bin of each row, tokens of each bin) for the fewest bins, a multiple of `ranks`, that hold rows of these sizes,
+    the longest first.
+
+    Round by round, each bin gets one row: those that have least the longest of the round.
+    """
+    count, most = len(sizes), max(budget, int(sizes[0]))
+    each = max(1, ceil_div(int(sizes.sum()), ranks * budget))
+    while True:
+        total = each * ranks
+        if total == 1 and int(sizes.sum()) <= most:
+            return np.zeros(count, dtype=np.int64), sizes.sum(keepdims=True)
+        bins, tokens = np.empty(count, dtype=np.int64), np.zeros(total, dtype=np.int64)
+        for start in range(0, count, total):
+            dealt = sizes[start : start + total]
+            least_loaded = np.argsort(tokens, kind="stable")[: len(dealt)]
+            bins[start : start + total] = least_loaded
+            tokens[least_loaded] += dealt
+        if tokens.max() <= most or total >= count:
+            return bins, tokens
+        each += 1
+
+
+def _gathered(
+    step_rows: StepRows, place: NDArray[np.int64], longest_first: NDArray[np.int64], micro_steps: int, ranks: int
+) -> list[list[MicroBatch]]:
+    """Micro-batches from each row's place, micro_step * ranks + rank."""
+    ends = np.cumsum([0, *(len(rows) for _, rows in step_rows)])
+    parts: list[list[tuple[int, Rows]]] = [[] for _ in range(micro_steps * ranks)]
+    for (task, rows), first, last in zip(step_rows, ends, ends[1:], strict=False):
+        own = longest_first[(longest_first >= first) & (longest_first < last)]
+        by_place = own[np.argsort(place[own], kind="stable")]
+        counts = np.bincount(place[by_place], minlength=len(parts))
+        served = counts.reshape(micro_steps, ranks).any(axis=1).repeat(ranks)
+        pieces = np.split(rows[by_place - first], np.cumsum(counts)[:-1])
+        for part, piece, is_served in zip(parts, pieces, served.tolist(), strict=True):
+            if is_served:
+                part.append((task, piece))
+    return [
+        [MicroBatch(tuple(parts[number * ranks + rank])) for rank in range(ranks)] for number in range(micro_steps)
+    ]
 
 
 def micro_batches(
@@ -258,27 +188,23 @@ def micro_batches(
     budget: int,
     rank: int,
     ranks: int,
-    multiple: int,
-    cost: int = MICRO_BATCH_COST,
+    separate_tasks: bool = False,
 ) -> list[MicroBatch]:
-    """This rank's micro-batches of one step: the same number, tasks in the same order, on every rank."""
-    micro_steps = assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks, multiple=multiple, cost=cost)
-    return [_micro_batch(task, rows, by_rank[rank], lengths[task]) for task, rows, by_rank in micro_steps]
+    """This rank's micro-batches of one step: the same number, of the same tasks in the same order, on every rank."""
+    micro_steps = assign_micro_batches(
+        step_rows, lengths, budget=budget, ranks=ranks, separate_tasks=separate_tasks
+    )
+    return [by_rank[rank] for by_rank in micro_steps]
 
 
-def _micro_batch(task: int, rows: Rows, positions: Rows, lengths: NDArray[np.int32]) -> MicroBatch:
-    if len(positions):
-        return MicroBatch(task, rows[positions])
-    return MicroBatch(task, rows[[lengths[rows].argmin()]], filler=True)  # the least that can keep a rank in step
-
-
-def evaluation_batches(lengths: NDArray[np.int32], *, budget: int, rank: int, ranks: int, multiple: int) -> list[Rows]:
+def evaluation_batches(lengths: NDArray[np.int32], *, budget: int, rank: int, ranks: int) -> list[Rows]:
     """This rank's share of a whole split, longest first, each batch within the budget.
 
     Ranks may get one batch more or less than others: evaluation meets the other ranks only once, at its end.
     """
-    order, padded = _longest_first(lengths, multiple)
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order], dtype=np.int64)
     firsts = [0]
-    while (following := firsts[-1] + max(1, budget // int(padded[firsts[-1]]))) < len(padded):
-        firsts.append(following)
+    while (before := int(ends[firsts[-1]] - lengths[order[firsts[-1]]])) + budget < ends[-1]:
+        firsts.append(max(firsts[-1] + 1, int(np.searchsorted(ends, before + budget, side="right"))))
     return np.split(order, firsts[1:])[rank::ranks]

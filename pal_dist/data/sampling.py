@@ -82,8 +82,8 @@ class Sampling:
         return _apportion(self.examples_per_step, self.chances(step))
 
     @property
-    def most_rows_per_task(self) -> int:
-        """The most examples of one task that any step of the run can serve, over all ranks.
+    def most_rows(self) -> tuple[int, ...]:
+        """The most examples of each task that any step of the run can serve, over all ranks.
 
         Under random sampling hardly any run meets it; under the others some step does, where passes are long enough.
         """
@@ -95,7 +95,7 @@ class Sampling:
         else:  # the same throughout an epoch
             epochs = self.epochs if self.kind == "annealed" else 1
             largest = np.max([self.counts(epoch * self.steps_per_epoch) for epoch in range(epochs)], axis=0)
-        return int(np.minimum(largest, self.sizes).max())  # a step never reaches over the end of a pass
+        return tuple(np.minimum(largest, self.sizes).tolist())  # a step never reaches over the end of a pass
 
     def describe_epoch(self, names: tuple[str, ...]) -> str:
         """One sentence that says what an epoch is here."""

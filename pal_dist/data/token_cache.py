@@ -25,7 +25,7 @@ from tqdm import tqdm
 from pal_dist.core.atomic_io import atomic_folder, explain_full_disk, write_json
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
-from pal_dist.data.batch import Batch, pad_to_batch
+from pal_dist.data.batch import TextRows
 from pal_dist.data.readers import BadRow, Example, read_rows
 from pal_dist.tasks.registry import Task, task_to_dict
 
@@ -93,16 +93,12 @@ class Corpus:
         name = bytes(self._ids[self._id_starts[row] : self._id_starts[row + 1]]).decode("utf-8")
         return name or str(row)
 
-    def batch(self, task: str, rows: NDArray[np.int64], *, padding_id: int = 0, multiple: int = 1) -> Batch:
-        """Gather rows into a padded batch on the CPU."""
-        return pad_to_batch(
-            task,
-            [self.tokens[self.starts[row] : self.starts[row + 1]] for row in rows],
-            self.first_lengths[rows],
-            self.labels[rows],
-            padding_id=padding_id,
-            multiple=multiple,
-        )
+    def rows(self, rows: NDArray[np.int64]) -> TextRows:
+        """These rows, gathered."""
+        lengths, starts = self.lengths[rows], self.starts[rows]
+        before = np.cumsum(lengths, dtype=np.int64) - lengths
+        places = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+        return TextRows(self.tokens[places], lengths, self.first_lengths[rows], self.labels[rows])
 
 
 def _memory_map(path: Path, dtype: str) -> NDArray[Any]:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from pal_dist.core.errors import UserError
-from pal_dist.core.units import round_up
 from pal_dist.data.batch import Batch
 from pal_dist.distributed.hardware import Hardware, hardware_of
 from pal_dist.distributed.precision import LossScale, choose_precision
@@ -57,13 +56,11 @@ class Engine:
                 f"start with: accelerate launch --config_file accelerate_configs/ddp.yaml --num_processes 2 ..."
             )
         self.is_main = self.rank == 0
-        self.loss_scale = LossScale() if self.precision.name == "fp16" else None
+        self.loss_scale = LossScale(device=self.device) if self.precision.name == "fp16" else None
         self.task_gradients: TaskGradients | None = None
         """Holds each task's gradient of the shared parameters by itself; None: they are summed as they come."""
         self.run_folder_lock: Any = None
         """Held by rank 0, from when the run's folder is chosen until `release_run_folder`."""
-        self.pad_to_multiple_of = 8 if self.device.type == "cuda" else 1
-        """Tokens: sequences are padded to a multiple of so many, since fused attention kernels want aligned masks."""
 
     def prepare(self, model: MultiTaskBert, optimizer: torch.optim.Optimizer) -> None:
         """Spread the model (already on the device) and its optimizer as the strategy says, from rank 0's values."""
@@ -104,28 +101,19 @@ class Engine:
         """No rank waits for another in forward or backward, so a step that fails on one can be dropped by all."""
         return self.ranks == 1 or not self.strategy.shares_parameters
 
-    def padded_length(self, length: int) -> int:
-        """Tokens to which a sequence of `length` tokens is padded on this device."""
-        return round_up(length, self.pad_to_multiple_of)
-
     def to_device(self, batch: Batch) -> Batch:
-        """The batch on this rank's device; the copy does not wait."""
-        if self.device.type == "cpu":
-            return batch
-        moved = [
-            part.pin_memory().to(self.device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch
-        ]
-        return Batch(*moved)  # type: ignore[arg-type]
+        """The batch on this rank's device; the copy does not wait for it, where the batch is pinned."""
+        return batch.to(self.device)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """logits_BC in float32 (or the model's own wider type) of a batch on this device."""
-        return self.run_in_precision(self.model, batch)
+    def forward(self, batch: Batch) -> list[Tensor]:
+        """Logits of each segment of a batch on this device, (rows, C), in float32 (or the model's own wider type)."""
+        logits: list[Tensor] = self.run_in_precision(self.model, batch)
+        return logits
 
-    def run_in_precision(self, function: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
-        """`function(batch)` under the run's autocast, for a batch on this device; in float32, or its own wider type."""
+    def run_in_precision(self, function: Callable[[Batch], Any], batch: Batch) -> Any:
+        """`function(batch)` under the run's autocast, for a batch on this device."""
         with self.accelerator.autocast():
-            result = function(batch)
-        return result if result.dtype == torch.float64 else result.float()
+            return function(batch)
 
     def backward(self, loss_sum: Tensor, count: int, *, last: bool = True, task: int | None = None) -> None:
         """Add d(loss_sum / count) to this rank's gradients.
@@ -169,7 +157,9 @@ class Engine:
 
     def step(self, *, rate: float, max_norm: float) -> Tensor:
         """Reduce, clip, update with this learning rate, and clear. Returns the gradient norm before clipping."""
-        return self.backend.step(rate=rate, max_norm=max_norm)
+        norm = self.backend.step(rate=rate, max_norm=max_norm)
+        self.model.forget_weight_copies()
+        return norm
 
     def parameter_states(self) -> Iterator[tuple[str, Tensor, Moments]]:
         """(name, whole value, optimizer's state) of each trained parameter. Every rank must go through all of them."""

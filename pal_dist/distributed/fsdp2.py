@@ -34,6 +34,11 @@ class FSDP2Backend(ReplicatedBackend):
             group["params"] = [named[name] for name in names]
         self.names = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         self.trained = list(self.names.values())
+        self.model.keep_no_weight_copies()
+
+    @property
+    def _optimizer_reads_flags(self) -> bool:
+        return False  # clipping needs the norm over all ranks' shards
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         assert isinstance(self.model, FSDPModule)
@@ -46,7 +51,7 @@ class FSDP2Backend(ReplicatedBackend):
     def step(self, *, rate: float, max_norm: float) -> Tensor:
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         local: list[Any] = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients]
-        overflow = self.loss_scale is not None and bool(self.group.vote(int(self.loss_scale.unscale(local))))
+        overflow = self._overflow(local)
         norm: Any = nn.utils.clip_grad_norm_(self.trained, max_norm or float("inf"))
         self._update(rate, overflow)
         return torch.as_tensor(norm.full_tensor() if isinstance(norm, DTensor) else norm)

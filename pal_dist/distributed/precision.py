@@ -40,31 +40,31 @@ def choose_precision(asked: str, capability: tuple[int, int] | None) -> Precisio
 
 class LossScale:
     """fp16's dynamic loss scale (Micikevicius et al. 2018, section 3.2): halved when a gradient overflows, doubled
-    after `patience` steps without. The same on all ranks, for all strategies."""
+    after `patience` steps without. The same on all ranks, for all strategies.
 
-    def __init__(self, scale: float = 65536.0, *, patience: int = 2000):
-        self.scale, self.patience = scale, patience
-        self.good_steps = 0
+    It lives on the device, and a step is skipped there: nothing waits for the flag that tells of an overflow.
+    """
+
+    def __init__(self, scale: float = 65536.0, *, patience: int = 2000, device: torch.device | str = "cpu"):
+        self.scale = torch.full((), scale, device=device)
+        self.patience = patience
+        self.good_steps = torch.zeros((), dtype=torch.int32, device=device)
         """Steps without overflow since the scale last changed."""
 
-    def unscale(self, gradients: list[Tensor]) -> bool:
-        """Divide the gradients by the scale, in place; whether one of them is not finite. Waits for the device."""
-        overflow = torch.zeros((), device=gradients[0].device)
-        inverse = torch.full((), 1.0 / self.scale, device=gradients[0].device)
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, overflow, inverse)
-        return bool(overflow.item())
+    def unscale(self, gradients: list[Tensor]) -> Tensor:
+        """Divide the gradients by the scale, in place. Returns a flag on the device: 1.0 where one is not finite."""
+        overflow = torch.zeros((), device=self.scale.device)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, overflow, 1.0 / self.scale)
+        return overflow
 
-    def update(self, overflow: bool) -> None:
-        """Take note of a step, which overflowed or did not."""
-        self.good_steps = 0 if overflow else self.good_steps + 1
-        if overflow:
-            self.scale /= 2
-        elif self.good_steps == self.patience:
-            self.scale, self.good_steps = self.scale * 2, 0
+    def update(self, overflow: Tensor) -> None:
+        """Take note of a step, which overflowed (1.0) or did not."""
+        torch._amp_update_scale_(self.scale, self.good_steps, overflow, 2.0, 0.5, self.patience)
 
     def state_dict(self) -> dict[str, float]:
-        """`fine` is the name of `good_steps` in checkpoints."""
-        return {"scale": self.scale, "fine": self.good_steps}
+        """Plain values; waits for the device. `fine` is the name of `good_steps` in checkpoints."""
+        return {"scale": float(self.scale), "fine": int(self.good_steps)}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.scale, self.good_steps = state["scale"], int(state["fine"])
+        self.scale.fill_(state["scale"])
+        self.good_steps.fill_(int(state["fine"]))

@@ -51,17 +51,44 @@ class ReplicatedBackend:
         """Sum over the ranks, clip, update with this learning rate, and clear. Returns the norm before clipping."""
         self.reduce()
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        overflow = self.loss_scale is not None and self.loss_scale.unscale(gradients)
-        norm = nn.utils.clip_grad_norm_(self.trained, max_norm or float("inf"))
+        overflow = None if self.loss_scale is None else self.loss_scale.unscale(gradients)
+        norm = self._clip(gradients, max_norm or float("inf"))
         self._update(rate, overflow)
         return norm
 
-    def _update(self, rate: float, overflow: bool) -> None:
+    def _clip(self, gradients: list[Tensor], max_norm: float) -> Tensor:
+        """Have the update use gradients of at most this norm. Returns the norm before."""
+        if not self._optimizer_reads_flags:
+            return nn.utils.clip_grad_norm_(self.trained, max_norm)
+        norm = nn.utils.get_total_norm(gradients)
+        # The update divides by this as it goes: one pass over the gradients less.
+        self.optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0)  # type: ignore[attr-defined]
+        return norm
+
+    @property
+    def _optimizer_reads_flags(self) -> bool:
+        """The update itself divides gradients by a scale and leaves out a step that overflowed: PyTorch's fused AdamW
+        does, for which scale and flag are in float32."""
+        fused = isinstance(self.optimizer, torch.optim.AdamW) and bool(self.optimizer.defaults.get("fused"))
+        return fused and self.trained[0].dtype == torch.float32
+
+    def _overflow(self, gradients: list[Tensor]) -> Tensor | None:
+        """Unscale gradients that are not the same on every rank: the flag of all ranks. None: nothing is scaled."""
+        if self.loss_scale is None:
+            return None
+        overflow = self.loss_scale.unscale(gradients)
+        return overflow.fill_(float(self.group.vote(int(overflow.item()))))
+
+    def _update(self, rate: float, overflow: Tensor | None) -> None:
+        """Apply the gradients, unless they overflowed, and clear them. Every rank has the same flag."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if not overflow:
+        if overflow is not None and self._optimizer_reads_flags:
+            self.optimizer.found_inf = overflow  # type: ignore[attr-defined]
             self.optimizer.step()
-        if self.loss_scale is not None:
+        elif overflow is None or not overflow.item():  # this optimizer has to be told before it begins
+            self.optimizer.step()
+        if self.loss_scale is not None and overflow is not None:
             self.loss_scale.update(overflow)
         self.discard_gradients()
 

@@ -57,6 +57,9 @@ class ZeroBackend(ReplicatedBackend):
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|deepspeed")
         for parameter in self.model.parameters():  # ranks begin with rank 0's parameters
             torch.distributed.broadcast(parameter.data, src=0)
+        if self.strategy.stage == 3:
+            for module in self.model.modules_read_whole():
+                deepspeed.utils.set_z3_leaf_module(module, True)
         config = self.strategy.deepspeed_config(max_norm=0.0)
         self.wrapped, *_ = deepspeed.initialize(
             model=self.model, optimizer=self.optimizer, config=config, dist_init_required=False
@@ -64,6 +67,7 @@ class ZeroBackend(ReplicatedBackend):
         self.inner = self.optimizer
         self.optimizer: Any = self.wrapped.optimizer
         if self.strategy.stage == 3:
+            self.model.keep_no_weight_copies()
             for reader, parameter in self.model.parameters_read_directly():
                 deepspeed.zero.register_external_parameter(reader, parameter)
 
@@ -77,8 +81,8 @@ class ZeroBackend(ReplicatedBackend):
     def step(self, *, rate: float, max_norm: float) -> Tensor:
         assert self.collecting is not None, "a step needs a backward pass"
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
-        overflow = self.loss_scale is not None and bool(self.group.vote(int(self.loss_scale.unscale(gradients))))
-        if overflow:
+        overflow = self._overflow(gradients)
+        if overflow is not None and overflow.item():  # no gradient is reduced then
             self._update(rate, overflow)
             return torch.tensor(float("inf"))
         self.reduce()

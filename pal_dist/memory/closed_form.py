@@ -19,7 +19,7 @@ from pal_dist.core.units import ceil_div, round_up
 from pal_dist.memory.trace import PAGED_FROM
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS, TEMPORARIES, WEIGHT_COPIES
 from pal_dist.models.adapters.pal import ProjectedAttentionLayers
-from pal_dist.models.attention import HEAD_WIDTH_MULTIPLE
+from pal_dist.models.packed_kernels import HEAD_WIDTH_MULTIPLE
 from pal_dist.models.encoder import is_checkpointed
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 
@@ -88,6 +88,23 @@ class StepOptions:
     def compute_bytes(self) -> int:
         """Of one element in the precision of matrix products."""
         return 2 if self.autocast else 4
+
+
+class PackedSize(NamedTuple):
+    """How much a micro-batch holds."""
+
+    tokens: int
+    rows: int
+    length: int
+    """Tokens of each row, but for one that fills up what is left."""
+    tasks: int
+    """Tasks whose rows these are."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        rest = self.tokens - self.rows * self.length
+        return [self.length] * self.rows + ([rest] if rest > 0 else [])
 
 
 def shape_of(model: MultiTaskBert, config: MultiTaskBertConfig) -> ModelShape:
@@ -188,14 +205,14 @@ class Estimate:
 
 
 def step_bytes(
-    shape: ModelShape, options: StepOptions, batch: int, length: int, *, accumulates: bool = True
+    shape: ModelShape, options: StepOptions, size: PackedSize, *, accumulates: bool = True
 ) -> Estimate:
     """Highest allocation of an optimizer step whose largest micro-batch is (batch, length).
 
     Args:
         accumulates: the step has several micro-batches, so all gradients are alive while the largest is computed.
     """
-    step = _Step(shape, options, batch, length, accumulates)
+    step = _Step(shape, options, size.rows, size.length, accumulates)
     new_gradient = 4 * shape.vocabulary * shape.hidden if accumulates else 0  # of the word embedding
     at_the_embeddings = _Moment(step.embeddings, 0, 2 * step.unit + new_gradient, step.all_gradients)
     worst = max([*step.forward(), *step.backward(), at_the_embeddings], key=sum)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import DoesNotFitError
-from pal_dist.core.units import ceil_div, gib, round_up
-from pal_dist.data.batch import Batch
+from pal_dist.core.units import ceil_div, gib
+from pal_dist.data.batch import Batch, TextRows, pack_batch
 from pal_dist.data.sampling import Sampling
+from pal_dist.data.worst_step import most_tokens, rows_per_rank
 from pal_dist.distributed.strategy import REPLICATED
 from pal_dist.distributed.task_gradients import TaskGradients
 from pal_dist.memory.closed_form import shape_of
@@ -35,14 +36,10 @@ from pal_dist.memory.sharding import planned_strategy
 from pal_dist.memory.trace import Trace, trace
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 from pal_dist.optim.optimizers import build_optimizer
+from pal_dist.tasks.objectives import Objective
 
 TRACE_FROM = 0.5
 """Share of the device from which a plan is certified by a trace; below it the closed form's error cannot matter."""
-
-
-def rows_per_rank(sampling: Sampling, ranks: int) -> int:
-    """Most examples of one task that one rank meets in a step: what the plan counts and the memory check runs."""
-    return ceil_div(sampling.most_rows_per_task, ranks)
 
 
 def workload_of(
@@ -50,7 +47,6 @@ def workload_of(
     config: MultiTaskBertConfig,
     *,
     ranks: int,
-    multiple: int,
     sampling: Sampling | None = None,
     lengths: Sequence[NDArray[np.int32]] = (),
     task_graphs: int = 1,
@@ -58,22 +54,26 @@ def workload_of(
     """What a step has to get through.
 
     Args:
-        multiple: sequences are padded to a multiple of so many tokens.
         sampling: None: each task is taken to have `batch_size` examples in each step.
         lengths: tokens of every training example, by task; without them every example is as long as it may be.
         task_graphs: graphs of tasks that are alive at once.
     """
-    served_tasks = len(run.data.tasks) if run.batch.step_tasks == "all" else 1
+    tasks_in_step = len(run.data.tasks) if run.batch.step_tasks == "all" else 1
     longest = max((int(of_task.max()) for of_task in lengths), default=run.data.max_length)
+    even = (ceil_div(run.batch.batch_size, ranks),) * len(run.data.tasks)
+    rows = rows_per_rank(sampling, ranks) if sampling else even
+    most_of_tasks = most_tokens(lengths, rows) if lengths else [count * longest for count in rows]
+    separate = run.balance.conflict != "none"
     return Workload(
         shape=shape_of(meta_model(run, config), config),
-        rows=rows_per_rank(sampling, ranks) if sampling else ceil_div(run.batch.batch_size, ranks),
-        longest=round_up(longest, multiple),
+        rows=rows,
+        longest=longest,
         mean_length=float(np.mean([of_task.mean() for of_task in lengths])) if lengths else float(run.data.max_length),
-        tasks=served_tasks,
-        examples=sampling.examples_per_step if sampling else run.batch.batch_size * served_tasks,
+        examples=sampling.examples_per_step if sampling else run.batch.batch_size * tasks_in_step,
+        tasks_in_step=tasks_in_step,
+        most_tokens=max(most_of_tasks) if separate or tasks_in_step == 1 else sum(most_of_tasks),
         task_graphs=task_graphs,
-        separate_gradients=run.balance.conflict != "none",
+        separate_gradients=separate,
         least_tokens=run.data.max_length,  # as --tokens_per_micro_batch has to be
         run=run,
     )
@@ -95,24 +95,18 @@ def build_for_trace(run: RunConfig, config: MultiTaskBertConfig, checkpoint_laye
 
 
 def trace_plan(plan: Plan, config: MultiTaskBertConfig) -> Trace:
-    """Trace the plan's largest micro-batch, all gradients alive, and its update."""
-    rows, length = plan.worst_batch
-    task = next(iter(config.task_table().values()))
-    tokens = torch.zeros(rows, length, dtype=torch.long)
-    batch = Batch(
-        task.name, tokens, tokens, torch.ones(rows, length, dtype=torch.bool), torch.zeros(rows), rows * length
-    )
+    """Trace the plan's largest micro-batch, with all gradients alive where a step can have several, and its update."""
+    names = list(config.task_table())
     run, separate = plan.work.run, plan.work.separate_gradients
     options = replace(run.optimizer, optimizer=plan.options.optimizer)  # type: ignore[arg-type]
     # The other tasks' gradients lie aside, and this one's is there from an earlier micro-batch.
-    before = plan.work.tasks if separate else 0
-    smallest = Batch(task.name, tokens[:1, :8], tokens[:1, :8], None, torch.zeros(1), 8)
-    ends = [*range(plan.work.tasks - 1), before]
+    before = plan.work.tasks_in_step if separate else 0
+    ends = [*range(plan.work.tasks_in_step - 1), before]
     return trace(
         partial(build_for_trace, run, config, plan.options.checkpoint_layers),
-        [*[smallest] * before, batch],
+        [*[batch_of_size([8], names[:1])] * before, batch_of_size(plan.worst_batch.lengths, names[: plan.worst_batch.tasks])],
         after=separate_task_gradients(ends) if separate else None,
-        loss=lambda logits, batch: task.objective.loss(logits.float(), batch.labels_B),
+        loss=loss_of_segments({name: task.objective for name, task in config.task_table().items()}),
         optimizer=lambda model: build_optimizer(model, options, 1e-5),
         device=plan.machine.device,
         precision=plan.options.precision,
@@ -120,6 +114,34 @@ def trace_plan(plan: Plan, config: MultiTaskBertConfig) -> Trace:
         keeps_gradients=plan.accumulates,
         replay=False,
     )
+
+
+def batch_of_size(lengths: Sequence[int], tasks: Sequence[str]) -> Batch:
+    """A packed batch of rows of these lengths, shared evenly by the tasks; its tokens have no meaning."""
+    parts = np.array_split(np.array(lengths, dtype=np.int32), len(tasks))
+    return pack_batch(
+        [
+            (task, TextRows(np.zeros(int(own.sum()), np.int32), own, own, np.zeros(len(own), np.float32)))
+            for task, own in zip(tasks, parts, strict=True)
+        ]
+    )
+
+
+def loss_of_segments(objectives: Mapping[str, Objective]) -> Callable[[list[Tensor], Batch], Tensor]:
+    """From (logits of each segment, the batch) to the summed loss, for a trace.
+
+    Args:
+        objectives: by task.
+    """
+
+    def loss(logits: list[Tensor], batch: Batch) -> Tensor:
+        losses = [
+            objectives[segment.task].loss(values, batch.labels_R[segment.rows])
+            for segment, values in zip(batch.segments, logits, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    return loss
 
 
 def separate_task_gradients(ends: Sequence[int]) -> Callable[[nn.Module, int], None]:
@@ -203,7 +225,6 @@ def plan_run(
     strategy: str,
     precision: str,
     ranks: int,
-    multiple: int,
     sampling: Sampling,
     lengths: Sequence[NDArray[np.int32]],
 ) -> PlannedRun:
@@ -211,7 +232,7 @@ def plan_run(
 
     Raises DoesNotFitError where nothing fits, and says which settings would make it fit.
     """
-    named = workload_of(run, config, ranks=ranks, multiple=multiple, sampling=sampling, lengths=lengths)
+    named = workload_of(run, config, ranks=ranks, sampling=sampling, lengths=lengths)
     work = replace(named, least_tokens=0)  # nobody has to write this budget as a flag
     machine = Machine(device, gpus=ranks)
     tokens, layers = run.memory.tokens_per_micro_batch, run.memory.checkpoint_layers
@@ -269,7 +290,7 @@ def as_record(planned: PlannedRun) -> dict[str, Any]:
         "checkpoint_layers": plan.options.checkpoint_layers,
         "optimizer": plan.options.optimizer,
         "tokens_per_micro_batch": plan.tokens,
-        "worst_micro_batch": {"examples": plan.worst_batch[0], "length": plan.worst_batch[1]},
+        "worst_micro_batch": {"examples": plan.worst_batch.rows, "tokens": plan.worst_batch.tokens},
         "predicted_peak_bytes": plan.estimate.peak,
         "predicted_bytes": plan.estimate.categories,
         "needed_bytes_with_margin": plan.needed,

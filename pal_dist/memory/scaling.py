@@ -92,5 +92,7 @@ def _share(plan: Plan, machine: Machine) -> int:
 
 
 def _resized(plan: Plan, machine: Machine, examples: int) -> Plan:
-    rows = ceil_div(examples, plan.work.tasks * machine.ranks)
-    return replace(plan, machine=machine, work=replace(plan.work, examples=examples, rows=rows))
+    work = plan.work
+    rows = (ceil_div(examples, work.tasks_in_step * machine.ranks),) * len(work.rows)
+    most = (max(rows) if work.one_task else sum(rows)) * work.longest
+    return replace(plan, machine=machine, work=replace(work, examples=examples, rows=rows, most_tokens=most))

@@ -8,14 +8,13 @@ from functools import cached_property
 from itertools import product
 
 from pal_dist.config.schema import RunConfig
-from pal_dist.data.batching import MICRO_BATCH_COST
 from pal_dist.distributed.compatibility import incompatibilities
 from pal_dist.distributed.strategy import REPLICATED
 from pal_dist.distributed.task_gradients import PIECE_ELEMENTS
-from pal_dist.memory.closed_form import Estimate, ModelShape, StepOptions, step_bytes
+from pal_dist.memory.closed_form import Estimate, ModelShape, PackedSize, StepOptions, step_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.sharding import planned_strategy, with_strategy
-from pal_dist.memory.step_time import StepTime, micro_batch_cost, step_time
+from pal_dist.memory.step_time import StepTime, step_time
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS
 
 MARGIN = 0.05
@@ -56,14 +55,17 @@ class Workload:
     """What a step has to get through, whatever the plan."""
 
     shape: ModelShape
-    rows: int
-    """Most examples of one task that one rank can meet in a step."""
+    rows: tuple[int, ...]
+    """Most examples of each task that one rank can meet in a step."""
     longest: int
-    """Tokens of the longest example, rounded up as batches are."""
+    """Tokens of the longest example."""
     mean_length: float
-    tasks: int
     examples: int
     """Of all tasks and ranks, in one step."""
+    tasks_in_step: int
+    """Tasks that one step serves."""
+    most_tokens: int
+    """Tokens of the largest micro-batch that could ever go through at once."""
     task_graphs: int = 1
     """Task graphs alive at once: 1, or as many as tasks where a method (PCGrad as often written) keeps them all."""
 
@@ -77,9 +79,19 @@ class Workload:
     """The settings of the run, which rule out some options (distributed/compatibility.py)."""
 
     @property
-    def most_tokens(self) -> int:
-        """Tokens of the largest batch that could ever go through at once."""
-        return self.rows * self.longest
+    def one_task(self) -> bool:
+        """A micro-batch holds rows of one task: steps serve one, or gradients are kept apart."""
+        return self.tasks_in_step == 1 or self.separate_gradients
+
+    @property
+    def tasks_at_once(self) -> int:
+        """Tasks whose rows a micro-batch can hold."""
+        return 1 if self.one_task else self.tasks_in_step
+
+    @property
+    def most_rows(self) -> int:
+        """Examples of the largest micro-batch that could ever go through at once."""
+        return max(self.rows) if self.one_task else sum(self.rows)
 
     @property
     def smallest_budget(self) -> int:
@@ -122,26 +134,30 @@ class Plan:
 
     @property
     def accumulates(self) -> bool:
-        return self.work.tasks > 1 or self.tokens < self.work.most_tokens
+        """A step can have several micro-batches, so that gradients are there while the largest is computed."""
+        return self.tokens < self.work.most_tokens or (self.work.one_task and self.work.tasks_in_step > 1)
 
     @cached_property
-    def _largest_micro_batch(self) -> tuple[Estimate, tuple[int, int]]:
-        """The micro-batch that needs most: the step's bytes on a single rank, and (examples, length)."""
+    def _largest_micro_batch(self) -> tuple[Estimate, PackedSize]:
+        """The micro-batch that needs most: the step's bytes on a single rank, and its size."""
         work, options = self.work, self._counted_options
-        batches = [(min(work.rows, max(1, self.tokens // work.longest)), work.longest)]
-        if work.longest > FILLING_LENGTH:  # shorter examples fill the budget where the longest leave a rest
-            batches.append((max(1, min(work.rows, self.tokens // FILLING_LENGTH)), FILLING_LENGTH))
+        tokens = max(work.longest, min(self.tokens, work.most_tokens))
+        lengths = [work.longest]
+        if work.longest > FILLING_LENGTH:  # the same tokens in more rows
+            lengths.append(FILLING_LENGTH)
+        sizes = [
+            PackedSize(min(tokens, rows * length + length - 1), rows, length, min(rows, work.tasks_at_once))
+            for length in lengths
+            for rows in [max(1, min(work.most_rows, tokens // length))]
+        ]
         return max(
-            (
-                (step_bytes(work.shape, options, rows, length, accumulates=self.accumulates), (rows, length))
-                for rows, length in batches
-            ),
+            ((step_bytes(work.shape, options, size, accumulates=self.accumulates), size) for size in sizes),
             key=lambda entry: entry[0].peak,
         )
 
     @property
-    def worst_batch(self) -> tuple[int, int]:
-        """(examples, length) of the largest micro-batch."""
+    def worst_batch(self) -> PackedSize:
+        """Size of the largest micro-batch."""
         return self._largest_micro_batch[1]
 
     @cached_property
@@ -159,7 +175,7 @@ class Plan:
 
     def _separate_gradients_bytes(self) -> int:
         """Bytes of all tasks' gradients but one, and of the pieces in which they are compared."""
-        shared, ranks, tasks = self.work.shape.shared, self.machine.ranks, self.work.tasks
+        shared, ranks, tasks = self.work.shape.shared, self.machine.ranks, self.work.tasks_in_step
         is_sharded = planned_strategy(self.strategy).kind == "fsdp2"
         piece = min(shared, PIECE_ELEMENTS)
         gradient = shared // ranks if is_sharded else shared
@@ -176,21 +192,16 @@ class Plan:
         return self.needed <= self.machine.device.usable
 
     @property
-    def micro_batch_cost(self) -> int:
-        """Fixed cost of one more micro-batch, in tokens: measured on a CPU, estimated for GPUs."""
-        device = self.machine.device
-        return MICRO_BATCH_COST if device.is_cpu else micro_batch_cost(self.work.shape, self.options, device)
-
-    @property
     def rank_examples(self) -> float:
-        """Examples of one rank in a step; each has one of every task at least, a filler where there are too few."""
-        return max(self.work.examples / self.machine.ranks, self.work.tasks)
+        """Examples of one rank in a step."""
+        return self.work.examples / self.machine.ranks
 
     @cached_property
     def time(self) -> StepTime:
         """Estimated time of a step."""
         work, machine = self.work, self.machine
         tokens = self.rank_examples * work.mean_length
+        passes = work.tasks_in_step if work.one_task else 1
         return step_time(
             work.shape,
             self._counted_options,
@@ -200,7 +211,8 @@ class Plan:
             nodes=machine.nodes,
             tokens=tokens,
             length=work.mean_length,
-            micro_batches=work.tasks * max(1.0, tokens / work.tasks / self.tokens),
+            micro_batches=passes * max(1.0, tokens / passes / self.tokens),
+            tasks=work.tasks_at_once,
         )
 
     @property

@@ -45,12 +45,6 @@ def matrix_flops(shape: ModelShape, tokens: int, length: float, options: StepOpt
     return 2.0 * tokens * (weights + scores) * (passes + (recomputed if passes > 1 else 0))
 
 
-def micro_batch_cost(shape: ModelShape, options: StepOptions, device: Device) -> int:
-    """Estimated fixed cost of one more micro-batch, in tokens that could have been computed meanwhile."""
-    launches = shape.layers * KERNELS_PER_LAYER * LAUNCH_SECONDS
-    return int(launches * _rate(options, device) / matrix_flops(shape, 1, 64, options))
-
-
 def _rate(options: StepOptions, device: Device) -> float:
     """Floating-point operations a second in matrix products."""
     if device.is_cpu:
@@ -88,6 +82,7 @@ def step_time(
     tokens: float,
     length: float,
     micro_batches: float,
+    tasks: int,
 ) -> StepTime:
     """Estimated time of one optimizer step.
 

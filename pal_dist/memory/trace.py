@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from pal_dist.memory.tracker import (
     Tracker,
     peak_of,
 )
-from pal_dist.models.attention import emulate_kernels_of
+from pal_dist.models.precision import Emulation, KernelTarget, emulate
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -42,6 +42,13 @@ PAGED_FROM = 100_000
 
 Loss = Callable[[Any, Any], Tensor]
 """(what the model returned, the batch) -> the loss."""
+
+
+@runtime_checkable
+class KeepsWeightCopies(Protocol):
+    """A module that keeps copies of its weights in 16 bits until it is told that they change."""
+
+    def forget_weight_copies(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -163,9 +170,15 @@ class _TracedStep:
                     softmax_keeps_input=softmax_keeps_input,
                     on_weight_copy=lambda tensor: tracker.mark([tensor], WEIGHT_COPIES),
                 )
+                own_code = Emulation(
+                    KernelTarget("cuda", emulated.capability, attention),
+                    compute_dtype=lambda: emulation.low,
+                    without_autocast=lambda: emulation.autocast(None),
+                    on_weight_copies=lambda copies: tracker.mark(copies, WEIGHT_COPIES),
+                )
                 tracker.on_exit = emulation.forget_copies  # a layer computed again has an autocast of its own
                 self.autocast = self.autocast_of_backward = partial(emulation.autocast, dtype)
-                stack.enter_context(emulate_kernels_of("cuda"))
+                stack.enter_context(emulate(own_code))
                 stack.enter_context(emulation)
             elif dtype is not None:
                 self.autocast = partial(torch.autocast, "cpu", dtype)
@@ -188,6 +201,7 @@ class _TracedStep:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm)
         self.update.step()
         self._clear_gradients()
+        self._forget_weight_copies()
         return summarise(self.tracker, start, resident, self.phases)
 
     def _micro_step(self, batch: Any, number: int) -> None:
@@ -214,12 +228,18 @@ class _TracedStep:
                 parameter.grad = torch.zeros_like(parameter)
                 self.tracker.mark([parameter.grad], GRADIENTS)
         self.update.step()
+        self._forget_weight_copies()
         is_paged = getattr(self.update, "is_paged", False) and self.tracker.granularity > 1
         for entries in self.update.state.values():
             state = [value for value in entries.values() if isinstance(value, Tensor)]
             self.tracker.mark(state, OPTIMIZER)
             if is_paged:  # pages of such a size leave for the host
                 self.tracker.forget(value for value in state if value.numel() >= PAGED_FROM)
+
+    def _forget_weight_copies(self) -> None:
+        """A model that keeps copies of its weights from one micro-batch to the next makes them anew in each step."""
+        if isinstance(self.module, KeepsWeightCopies):
+            self.module.forget_weight_copies()
 
     def _enter(self, phase: str) -> None:
         self.phases.append((len(self.tracker.events), phase))

@@ -1,15 +1,18 @@
-"""BERT's encoder under Transformers' parameter names, with places in every layer for an adapter.
+"""BERT's encoder under Transformers' parameter names, over packed rows, with places in every layer for adapters.
 
-It computes what Transformers' BertModel computes (a test holds it to 1e-5 in float32), with two savings: no mask where
-nothing is padded, and a last layer that computes only the first token where only that is read.
+It computes what Transformers' BertModel computes (a test holds it to 1e-5 in float32), with three savings: no padding, one
+product for query, key and value, and a last layer that computes only first tokens where only they are read. Where
+autocast asks for 16 bits, everything within a layer is in 16 bits, its LayerNorms' inputs and outputs too (their sums
+are in float32): no tensor changes its format between two operations.
 
-Shapes: B examples, L tokens, Q queries (L or 1), D hidden, F intermediate.
+Shapes: T tokens of R rows, Q tokens that ask (T, or R: the first of each row), D hidden, F intermediate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +20,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
-from pal_dist.models.adapters.base import Adapter, Geometry
-from pal_dist.models.attention import Dropout, SelfAttention
-
-OutputHook = Callable[[Tensor], Tensor]
-"""An adapter's way into a block: the block's output (B, Q, D) -> the output that is used."""
+from pal_dist.models.adapters.slices import AdapterSlices
+from pal_dist.models.attention import JoinedWeights, SelfAttention
+from pal_dist.models.dropout import Dropout
+from pal_dist.models.packed_rows import PackedRows
+from pal_dist.models.precision import compute_dtype
+from pal_dist.models.weight_copies import WeightCopies
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -31,9 +35,6 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
-
-NO_GEOMETRY = Geometry(encoder_hidden=0, layers=(), hidden=0, heads=0, dropout=0.0)
-"""Of an encoder without adapters."""
 
 
 class Embeddings(nn.Module):
@@ -47,12 +48,18 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids_BL: Tensor, token_type_ids_BL: Tensor) -> Tensor:
-        length = input_ids_BL.shape[1]
-        # The position rows are the first L of the table: a slice, not a lookup, has a cheap backward.
-        fixed_LD = self.position_embeddings.weight[:length]
-        types_BLD = F.embedding(token_type_ids_BL, self.token_type_embeddings.weight)
-        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids_BL) + types_BLD + fixed_LD))
+    def forward(self, input_ids_T: Tensor, token_type_ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        types_TD, places_TD = self.token_type_embeddings(token_type_ids_T), self.position_embeddings(positions_T)
+        return self.dropout(self.LayerNorm(self.word_embeddings(input_ids_T) + types_TD + places_TD))
+
+
+class DenseAndNorm(NamedTuple):
+    """Weights of a `ResidualOutput`."""
+
+    weight: Tensor
+    bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
 
 
 class ResidualOutput(nn.Module):
@@ -64,8 +71,21 @@ class ResidualOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, inner: Tensor, residual_BQD: Tensor, hook: OutputHook) -> Tensor:
-        return self.LayerNorm(hook(self.dropout(self.dense(inner))) + residual_BQD)
+    def own_weights(self) -> list[nn.Parameter]:
+        """As `DenseAndNorm` has them."""
+        return [self.dense.weight, self.dense.bias, self.LayerNorm.weight, self.LayerNorm.bias]
+
+    def inner(self, values: Tensor, weights: DenseAndNorm) -> Tensor:
+        """What is to be added to the residual."""
+        return self.dropout(F.linear(values, weights.weight, weights.bias))
+
+    def normalised(self, total_QD: Tensor, weights: DenseAndNorm) -> Tensor:
+        # The operator below `F.layer_norm`, which autocast would run in float32 between two changes of format.
+        norm = self.LayerNorm
+        result: Tensor = torch.native_layer_norm(
+            total_QD, norm.normalized_shape, weights.norm_weight, weights.norm_bias, norm.eps
+        )[0]
+        return result
 
 
 class Attention(nn.Module):
@@ -75,10 +95,6 @@ class Attention(nn.Module):
         self.self = SelfAttention(config.hidden_size, heads, p)
         self.output = ResidualOutput(config.hidden_size, config)
 
-    def forward(self, index: int, hidden_BLD: Tensor, mask: Tensor | None, queries: int, adapter: Adapter) -> Tensor:
-        context = self.self(hidden_BLD, mask, queries, partial(adapter.projected, index))
-        return self.output(context, hidden_BLD[:, :queries], partial(adapter.after_attention, index))
-
 
 class Intermediate(nn.Module):
     def __init__(self, config: BertConfig):
@@ -86,25 +102,61 @@ class Intermediate(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACTIVATION_FUNCTIONS[config.hidden_act]
 
-    def forward(self, attended_BQD: Tensor) -> Tensor:
-        return self.activation(self.dense(attended_BQD))
+
+class LayerWeights(NamedTuple):
+    """What a layer multiplies with: its parameters, or copies of them in 16 bits."""
+
+    attention: JoinedWeights | None
+    """None: attention reads its own parameters."""
+    attention_output: DenseAndNorm
+    intermediate: tuple[Tensor, Tensor]
+    output: DenseAndNorm
 
 
 class Layer(nn.Module):
-    """out = LN(dropout(FFN(a)) + a + residual(h, a)), where a = LN(h + dropout(W_O attention(h)))."""
+    """out = LN(dropout(FFN(a)) + a + residual(h, a)), where a = LN(h + dropout(W_O attention(h))).
+
+    It reads its submodules' parameters itself, so a strategy that shares them out gathers the layer as a whole.
+    """
 
     def __init__(self, config: BertConfig):
         super().__init__()
         self.attention = Attention(config)
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate_size, config)
+        self.copies = WeightCopies()
 
-    def forward(self, index: int, adapter: Adapter, mask: Tensor | None, queries: int, hidden_BLD: Tensor) -> Tensor:
-        attended_BQD = self.attention(index, hidden_BLD, mask, queries, adapter)
-        added_BQD = adapter.residual(index, hidden_BLD, attended_BQD, mask, queries)
-        residual_BQD = attended_BQD if added_BQD is None else attended_BQD + added_BQD
-        hook = partial(adapter.after_feed_forward, index)
-        return adapter.after_layer(index, self.output(self.intermediate(attended_BQD), residual_BQD, hook))
+    def forward(
+        self, index: int, adapters: AdapterSlices, rows: PackedRows, first_only: bool, hidden_TD: Tensor
+    ) -> Tensor:
+        hook = adapters.projection_hook(index, first_only)
+        weights = self._weights(hidden_TD, pads=hook is None)
+        attention = self.attention
+        context_QD = attention.self(hidden_TD, rows, first_only, hook, weights.attention)
+        inner_QD = attention.output.inner(context_QD, weights.attention_output)
+        inner_QD = adapters.after_attention(index, inner_QD, first_only)
+        asking_QD = rows.asked(hidden_TD, first_only)
+        attended_QD = attention.output.normalised(inner_QD + asking_QD, weights.attention_output)
+        added_QD = adapters.residual(index, hidden_TD, attended_QD, first_only)
+        residual_QD = attended_QD if added_QD is None else attended_QD + added_QD
+        wide_QF = self.intermediate.activation(F.linear(attended_QD, *weights.intermediate))
+        fed_QD = adapters.after_feed_forward(index, self.output.inner(wide_QF, weights.output), first_only)
+        return adapters.after_layer(index, self.output.normalised(fed_QD + residual_QD, weights.output), first_only)
+
+    def _weights(self, hidden_TD: Tensor, *, pads: bool) -> LayerWeights:
+        attention, intermediate = self.attention.self, self.intermediate.dense
+        own = [
+            *self.attention.output.own_weights(),
+            intermediate.weight,
+            intermediate.bias,
+            *self.output.own_weights(),
+        ]
+        form = attention.copy_form(hidden_TD, pads=pads)
+        joined: JoinedWeights | None = None
+        if form is not None and form.dtype != intermediate.weight.dtype:
+            weight, bias, *own = self.copies.of(form, [*attention.projection_parameters(), *own])  # type: ignore[list-item]
+            joined = weight, bias
+        return LayerWeights(joined, DenseAndNorm(*own[:4]), (own[4], own[5]), DenseAndNorm(*own[6:]))
 
 
 class Layers(nn.Module):
@@ -120,8 +172,8 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        return torch.tanh(self.dense(hidden_BLD[:, 0]))
+    def forward(self, first_RD: Tensor) -> Tensor:
+        return torch.tanh(self.dense(first_RD))
 
 
 class Encoder(nn.Module):
@@ -137,28 +189,33 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        input_ids_BL: Tensor,
-        token_type_ids_BL: Tensor,
-        mask_BL: Tensor | None,
+        input_ids_T: Tensor,
+        token_type_ids_T: Tensor,
+        positions_T: Tensor,
+        rows: PackedRows,
         *,
-        adapter: Adapter | None = None,
+        adapters: AdapterSlices | None = None,
         first_only: bool = False,
     ) -> Tensor:
-        """Hidden states of the last layer, (B, L, D), or (B, 1, D) where only the first token is wanted and the adapter
-        does not need the others."""
-        adapter = adapter or Adapter.registry["none"](NO_GEOMETRY)
-        first_only = first_only and not adapter.reads_all_tokens
-        mask = None if mask_BL is None else mask_BL[:, None, None, :]
-        hidden = self.embeddings(input_ids_BL, token_type_ids_BL)
+        """Hidden states of the last layer, (T, D), or (R, D) where only first tokens are wanted and no adapter needs the
+        others.
+
+        Args:
+            adapters: of the tasks whose rows these are; None: none.
+            first_only: only the first token of each row is read.
+        """
+        adapters = adapters or AdapterSlices.none(rows)
+        hidden = self.embeddings(input_ids_T, token_type_ids_T, positions_T)
+        hidden = hidden.to(compute_dtype(hidden) or hidden.dtype)
         last = len(self.encoder.layer) - 1
         for index, layer in enumerate(self.encoder.layer):
-            queries = 1 if first_only and index == last else hidden.shape[1]
-            run = partial(layer, index, adapter, mask, queries)
+            run = partial(layer, index, adapters, rows, first_only and not adapters.read_all_tokens and index == last)
             if self.training and torch.is_grad_enabled() and is_checkpointed(index, self.checkpoint_layers):
                 hidden = checkpoint(run, hidden, use_reentrant=False)  # dropout draws the same masks again
             else:
                 hidden = run(hidden)
-        return adapter.on_top(hidden, mask)
+        hidden = adapters.on_top(hidden)
+        return rows.first(hidden) if first_only and adapters.read_all_tokens else hidden
 
 
 def is_checkpointed(layer: int, every: int) -> bool:

@@ -20,9 +20,14 @@ from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.data.batch import Batch
 from pal_dist.models.adapters import Adapter, Geometry, ZeroLinear
-from pal_dist.models.attention import Dropout
-from pal_dist.models.encoder import ACTIVATION_FUNCTIONS, Encoder
+from pal_dist.models.adapters.slices import AdapterSlices
+from pal_dist.models.attention import SelfAttention
+from pal_dist.models.dropout import Dropout
+from pal_dist.models.encoder import ACTIVATION_FUNCTIONS, Encoder, Layer
+from pal_dist.models.packed_rows import PackedRows
+from pal_dist.models.precision import without_autocast
 from pal_dist.models.pretrained import PAL_BERT, read_model_config
+from pal_dist.models.weight_copies import WeightCopies
 from pal_dist.tasks.registry import Task, task_from_dict, task_to_dict
 
 
@@ -69,7 +74,7 @@ class MultiTaskBertConfig(BertConfig):
 
 
 class Head(nn.Sequential):
-    """Hidden layers of dropout, linear, ReLU; then dropout and the output layer. (B, D) -> (B, outputs)."""
+    """Hidden layers of dropout, linear, ReLU; then dropout and the output layer. (R, D) -> (R, outputs)."""
 
     def __init__(self, hidden: int, layers: int, dropout: float, outputs: int):
         inner = [module for _ in range(layers) for module in (Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU())]
@@ -77,7 +82,7 @@ class Head(nn.Sequential):
 
 
 class MultiTaskBert(PreTrainedModel):
-    """logits_BC of one task's batch. Task A's batch never touches task B's adapter or head."""
+    """Logits of each task's rows of a packed batch. Task A's rows never touch task B's adapter or head."""
 
     config_class = MultiTaskBertConfig
     base_model_prefix = "bert"
@@ -109,32 +114,56 @@ class MultiTaskBert(PreTrainedModel):
         if getattr(module, "bias", None) is not None:
             init.zeros_(module.bias)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """logits_BC, C being the width of the batch's task. Features that come with the batch spare the encoder."""
-        return self.heads[batch.task](self.pooled(batch) if batch.pooled_BD is None else batch.pooled_BD)
+    def forward(self, batch: Batch) -> list[Tensor]:
+        """Logits of each segment of the batch, (its rows, C) with C the width of its task, in float32 or wider.
+
+        Features that come with the batch spare the encoder.
+        """
+        pooled_RD = self.pooled(batch) if batch.pooled_RD is None else batch.pooled_RD
+        with without_autocast(pooled_RD):
+            return [self.heads[segment.task](pooled_RD[segment.rows]) for segment in batch.segments]
 
     def pooled(self, batch: Batch) -> Tensor:
-        """What the heads read of the batch's tokens, (B, D)."""
-        adapter = self.adapters[batch.task]
+        """What the heads read of the batch's rows, (R, D), in float32 or wider."""
+        rows = PackedRows(batch.row_starts, batch.lengths)
+        of_segments = [
+            PackedRows(starts, batch.lengths[segment.rows])
+            for segment, starts in zip(batch.segments, batch.segment_row_starts, strict=True)
+        ]
+        adapters = AdapterSlices([self.task_adapters[segment.task] for segment in batch.segments], of_segments)
         hidden = self.bert(
-            batch.input_ids_BL,
-            batch.token_type_ids_BL,
-            batch.mask_BL,
-            adapter=adapter,
+            batch.input_ids_T,
+            batch.token_type_ids_T,
+            batch.positions_T,
+            rows,
+            adapters=adapters,
             first_only=self.config.pooling != "mean",
         )
-        return self.pool(hidden, batch.mask_BL)
+        with without_autocast(hidden):
+            return self.pool(hidden, rows)
 
-    def pool(self, hidden_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
-        """One vector an example from its tokens' hidden states, (B, D)."""
+    def pool(self, hidden: Tensor, rows: PackedRows) -> Tensor:
+        """One vector for each row, (R, D), from the hidden states of its first token, (R, D), or of all, (T, D)."""
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         if self.bert.pooler is not None:
-            return self.bert.pooler(hidden_BLD)
-        if self.config.pooling == "first":
-            return hidden_BLD[:, 0]
-        if mask_BL is None:
-            return hidden_BLD.mean(dim=1)
-        weights = mask_BL[:, :, None].to(hidden_BLD.dtype)
-        return (hidden_BLD * weights).sum(dim=1) / weights.sum(dim=1)
+            return self.bert.pooler(hidden)
+        return hidden if self.config.pooling == "first" else rows.mean(hidden)
+
+    def weight_copies(self) -> Iterator[WeightCopies]:
+        """What keeps copies of weights in 16 bits from one micro-batch to the next."""
+        for module in self.modules():
+            if isinstance(copies := getattr(module, "copies", None), WeightCopies):
+                yield copies
+
+    def forget_weight_copies(self) -> None:
+        """The parameters have changed."""
+        for copies in self.weight_copies():
+            copies.forget()
+
+    def keep_no_weight_copies(self) -> None:
+        """Parameters are whole only while their layer runs, so its copies go when it ends."""
+        for copies in self.weight_copies():
+            copies.keeps = False
 
     @property
     def checkpoint_layers(self) -> int:
@@ -171,11 +200,12 @@ class MultiTaskBert(PreTrainedModel):
         """The trained parameters that all tasks share."""
         return [value for name, value in self.named_parameters() if value.requires_grad and self.is_shared(name)]
 
+    def modules_read_whole(self) -> list[nn.Module]:
+        """Modules that read the parameters of the modules inside them without calling those."""
+        return [module for module in self.modules() if isinstance(module, (Layer, SelfAttention))]
+
     def parameters_read_directly(self) -> Iterator[tuple[nn.Module, nn.Parameter]]:
         """(module whose forward pass reads it, parameter) of those that are read without calling their own module."""
-        embeddings = self.bert.embeddings
-        for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
-            yield embeddings, cast(nn.Parameter, table.weight)
         for name, holder in self.named_modules():
             if isinstance(holder, nn.ParameterDict):
                 inside_the_model = name.startswith("adapters.")  # its layers reach into an adapter, which is not called
@@ -187,11 +217,6 @@ class MultiTaskBert(PreTrainedModel):
         """Tell every adapter which share (0 to 1) of the run's steps is done."""
         for adapter in self.task_adapters.values():
             adapter.set_progress(progress)
-
-    @property
-    def padding_id(self) -> int:
-        """The token id that fills rows up to one length."""
-        return self.config.pad_token_id or 0
 
     def task_parts(self) -> dict[str, nn.ModuleList]:
         """What belongs to one task alone: its adapter and its head."""

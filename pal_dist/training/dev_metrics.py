@@ -17,7 +17,7 @@ def dev_metrics(run: Run) -> dict[str, dict[str, float]]:
         if task.name not in run.corpora.dev:
             continue
         corpus = run.corpora.dev[task.name]
-        predictions = predict(run.engine, task, corpus, budget=budget, padding_id=run.model.padding_id)
+        predictions = predict(run.engine, task, corpus, budget=budget)
         values = predictions.metrics()
         metrics[task.name] = {task.metric: values[task.metric], **values}
         confusion = predictions.confusion()

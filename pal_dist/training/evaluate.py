@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pal_dist.core.errors import DoesNotFitError
-from pal_dist.data.batch import Batch
+from pal_dist.data.batch import Batch, pack_batch
 from pal_dist.data.batching import Rows, evaluation_batches
 from pal_dist.data.token_cache import Corpus
 from pal_dist.distributed.engine import Engine
@@ -46,18 +46,17 @@ class Predictions:
         return counts
 
 
-def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int, padding_id: int = 0) -> Predictions:
+def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int) -> Predictions:
     """The model's logits of a whole split."""
     engine.model.eval()
     logits = run_rows(
         engine,
-        engine.forward,
+        lambda batch: engine.forward(batch)[0],
         task,
         corpus,
         range(len(corpus)),
         outputs=task.objective.outputs,
         budget=budget,
-        padding_id=padding_id,
         gathers=engine.strategy.shares_parameters,
     )
     return Predictions(task, corpus, logits)
@@ -73,7 +72,6 @@ def run_rows(
     *,
     outputs: int,
     budget: int,
-    padding_id: int = 0,
     gathers: bool = False,
     doing: str = "evaluating",
     dtype: str = "float32",
@@ -84,21 +82,19 @@ def run_rows(
     halves, which no other rank needs to know.
 
     Args:
-        function: (B, outputs) of a batch on the engine's device.
+        function: (R, outputs) of a batch of the task's rows on the engine's device.
         rows: a stretch without gaps.
-        budget: tokens of a batch, padding included.
+        budget: tokens of a batch.
         gathers: the function gathers parameters from the other ranks.
         doing: what is being done, in words.
 
     Raises DoesNotFitError where one example alone runs out of memory.
     """
-    multiple = engine.pad_to_multiple_of
     waiting = evaluation_batches(
         corpus.lengths[rows.start : rows.stop],
         budget=budget,
         rank=engine.rank,
         ranks=engine.ranks,
-        multiple=multiple,
     )[::-1]
     if gathers:  # in every batch: the same number of them on every rank
         most = max(engine.gather(len(waiting)))
@@ -108,7 +104,7 @@ def run_rows(
         engine.group.report_progress(f"{doing} {task.name}")
         part, failure = waiting.pop(), ""
         try:
-            batch = corpus.batch(task.name, part + rows.start, padding_id=padding_id, multiple=multiple)
+            batch = pack_batch([(task.name, corpus.rows(part + rows.start))])
             outputs_of_parts.append((part, function(engine.to_device(batch)).cpu().numpy()))
         except Exception as error:
             if not is_out_of_memory(error) or (gathers and engine.ranks > 1):

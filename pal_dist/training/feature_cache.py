@@ -4,7 +4,7 @@ Where nothing below the heads is trained, their input is a constant of each exam
 by all ranks together, while the model is whole on each of them, and kept in a file that is memory-mapped. Its name is a
 hash of everything that made it: the corpus, the encoder's weights and config, the pooling, the number format.
 
-Shapes: B examples, D hidden.
+Shapes: D hidden.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pal_dist.core.atomic_io import draft_of, write_json
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.core.units import gib
-from pal_dist.data.batch import Batch
+from pal_dist.data.batch import TextRows
 from pal_dist.data.token_cache import Corpus
 from pal_dist.distributed.engine import Engine
 from pal_dist.models.multi_task import MultiTaskBert
@@ -62,24 +62,21 @@ CONFIG_WITHOUT_EFFECT = {
 
 
 class FeatureCorpus(Corpus):
-    """A corpus whose batches carry what the heads read. Lengths stay those of the texts: the schedule is the same."""
+    """A corpus whose rows carry what the heads read. Lengths stay those of the texts: the schedule is the same."""
 
     def __init__(self, texts: Corpus, features: NDArray[Any]):
         """`features`: (examples, D), in the order of `texts`."""
         super().__init__(texts.folder, Path(texts.report.file))
         self.features = features
 
-    def batch(self, task: str, rows: NDArray[np.int64], *, padding_id: int = 0, multiple: int = 1) -> Batch:
-        """Gather rows into a batch on the CPU; nothing is padded."""
-        none = torch.zeros((len(rows), 0), dtype=torch.int64)
-        return Batch(
-            task,
-            none,
-            none,
-            None,
-            torch.from_numpy(self.labels[rows]),
-            int(self.lengths[rows].sum()),
-            torch.from_numpy(self.features[rows]),
+    def rows(self, rows: NDArray[np.int64]) -> TextRows:
+        """What the heads read of these rows, in place of their tokens."""
+        return TextRows(
+            tokens=self.tokens[:0],
+            lengths=self.lengths[rows],
+            first_lengths=self.first_lengths[rows],
+            labels=self.labels[rows],
+            features=self.features[rows],
         )
 
 
@@ -91,8 +88,7 @@ class FeatureCache:
     engine: Engine
     folder: Path
     budget: int
-    """Tokens, padding included, that go through the encoder at once."""
-    padding_id: int = 0
+    """Tokens that go through the encoder at once."""
     examples: int = 0
     bytes: int = 0
     computed_bytes: int = 0
@@ -195,7 +191,6 @@ class FeatureCache:
                     rows,
                     outputs=width,
                     budget=self.budget,
-                    padding_id=self.padding_id,
                     doing="computing features of",
                     dtype=dtype,
                 )
@@ -214,7 +209,7 @@ class FeatureCache:
             f"{config.hidden_size}, {gib(self.bytes)} in {self.folder} ({how})",
             f"features: computed as in evaluation: the encoder's dropout ({config.hidden_dropout_prob:g}) is off, the "
             f"heads' ({config.head_dropout:g}) is on; --features off runs the encoder in every step, its dropout on",
-            "memory: no plan and no proof: a step holds features and heads alone, each task in one micro-batch",
+            "memory: no plan and no proof: a step holds features and heads alone, in one micro-batch",
         ]
 
     def record(self, file: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.atomic_io import write_json
 from pal_dist.core.units import gib
-from pal_dist.data.batching import MICRO_BATCH_COST, Schedule
+from pal_dist.data.batching import Schedule
 from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.strategy import packaged_name
 from pal_dist.memory.closed_form import optimizer_bytes
@@ -18,7 +18,7 @@ from pal_dist.models.multi_task import MultiTaskBert
 from pal_dist.monitoring import run_files
 from pal_dist.training.run import Run
 from pal_dist.training.run_state import RunState
-from pal_dist.training.worst_batch import ProofResult, run_worst_batches
+from pal_dist.training.worst_batch import ProofResult, run_worst_step
 
 PROVE_FROM = 0.5
 """Share of a CPU's free memory from which a plan is proved; a GPU's always is, for it takes no time."""
@@ -37,7 +37,6 @@ def plan_memory(config: RunConfig, model: MultiTaskBert, engine: Engine, schedul
         strategy=packaged_name(engine.strategy),
         precision=engine.precision.name,
         ranks=engine.ranks,
-        multiple=engine.pad_to_multiple_of,
         sampling=schedule.sampling,
         lengths=schedule.lengths,
     )
@@ -49,7 +48,6 @@ def apply_plan(state: RunState, config: RunConfig, planned: PlannedRun | None, e
     if state.planned_for != devices:
         state.tokens_per_micro_batch = planned.plan.tokens if planned else config.memory.token_budget
         state.checkpoint_layers = planned.plan.options.checkpoint_layers if planned else 0
-        state.micro_batch_cost = planned.plan.micro_batch_cost if planned else MICRO_BATCH_COST
         state.planned_for = devices
     if config.memory.tokens_per_micro_batch is not None:
         state.tokens_per_micro_batch = config.memory.tokens_per_micro_batch
@@ -57,11 +55,10 @@ def apply_plan(state: RunState, config: RunConfig, planned: PlannedRun | None, e
         state.checkpoint_layers = config.memory.checkpoint_layers
 
 
-def use_one_micro_batch_per_task(state: RunState, engine: Engine, schedule: Schedule) -> None:
-    """Let a task's examples of a step be one micro-batch, however long their texts: only features go to the heads."""
-    longest = max(engine.padded_length(int(lengths.max())) for lengths in schedule.lengths)
+def use_one_micro_batch(state: RunState, schedule: Schedule) -> None:
+    """Let a step's examples be one micro-batch, however long their texts: only features go to the heads."""
+    longest = max(int(lengths.max()) for lengths in schedule.lengths)
     state.tokens_per_micro_batch = schedule.sampling.examples_per_step * longest
-    state.micro_batch_cost = max(MICRO_BATCH_COST, state.tokens_per_micro_batch)  # cutting saves no padding
 
 
 def prove_plan(run: Run) -> list[str]:
@@ -72,13 +69,13 @@ def prove_plan(run: Run) -> list[str]:
     device, proof = plan.machine.device, None
     tight = not device.is_cpu or plan.needed > PROVE_FROM * device.usable
     if memory.memory == "auto" and tight:
-        proof = _run_worst_batches(run, run.plan)
+        proof = _prove(run, run.plan)
         measured = max(run.engine.gather(proof.allocated))
         corrected = largest_that_fits(replace(plan, correction=measured / plan.estimate.peak)).tokens
         free = memory.tokens_per_micro_batch is None and run.state.step == 0 and not device.is_cpu
         if free and corrected != plan.tokens and run.state.tokens_per_micro_batch == plan.tokens:
             run.state.tokens_per_micro_batch = corrected
-            proof = _run_worst_batches(run, run.plan)
+            proof = _prove(run, run.plan)
     if run.engine.is_main:
         record = {
             "plan": as_record(run.plan),
@@ -90,10 +87,10 @@ def prove_plan(run: Run) -> list[str]:
     return _lines(run.state, run.plan, proof)
 
 
-def _run_worst_batches(run: Run, planned: PlannedRun) -> ProofResult:
+def _prove(run: Run, planned: PlannedRun) -> ProofResult:
     work, optimizer = planned.plan.work, run.config.optimizer.optimizer
     missing_state = 0 if run.engine.optimizer.state else optimizer_bytes(work.shape, optimizer)
-    return run_worst_batches(run, rows=work.rows, state_bytes=missing_state)
+    return run_worst_step(run, state_bytes=missing_state)
 
 
 def _limit(state: RunState) -> str:
@@ -110,11 +107,9 @@ def _lines(state: RunState, planned: PlannedRun, proof: ProofResult | None) -> l
         f"{device.name}; {_limit(state)}, {checkpointing}"
     ]
     if proof:
-        rows, length = max(
-            ((rows, length) for _, rows, length in proof.micro_batches), key=lambda size: size[0] * size[1]
-        )
+        examples, tokens = max(proof.micro_batches, key=lambda size: size[1])
         lines.append(
-            f"memory: proved with the worst batch of each task ({rows} x {length} tokens at most): "
+            f"memory: proved with the largest micro-batch ({examples:,} examples, {tokens:,} tokens): "
             f"{gib(proof.allocated)} allocated, {gib(proof.reserved)} reserved"
         )
     return lines

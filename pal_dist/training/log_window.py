@@ -10,19 +10,16 @@ from torch import Tensor
 
 from pal_dist.core.errors import UserError
 from pal_dist.core.units import GIBIBYTE
-from pal_dist.data.batching import MicroBatch
+from pal_dist.data.batch import Batch
 from pal_dist.training.run import Run
 
 
 class MicroBatchResult(NamedTuple):
     """A micro-batch that has been through the model."""
 
-    micro: MicroBatch
-    tokens: int
-    """With padding."""
-    useful_tokens: int
-    loss_sum: Tensor
-    """Detached, on the device."""
+    batch: Batch
+    loss_sums: list[Tensor]
+    """Of each of its segments; detached, on the device."""
 
 
 class LogWindow:
@@ -39,15 +36,13 @@ class LogWindow:
         self.tokens = self.useful_tokens = 0
 
     def add(self, result: MicroBatchResult) -> None:
-        """The losses stay on the device, so nothing waits for it here. An example that only keeps ranks in step does
-        not count."""
-        if result.micro.filler:
-            return
-        task = self.run.tasks[result.micro.task].name
-        self.loss_sums[task] = self.loss_sums.get(task, 0.0) + result.loss_sum
-        self.examples[task] = self.examples.get(task, 0) + len(result.micro.rows)
-        self.tokens += result.tokens
-        self.useful_tokens += result.useful_tokens
+        """The losses stay on the device, so nothing waits for it here."""
+        for segment, loss_sum in zip(result.batch.segments, result.loss_sums, strict=True):
+            if rows := segment.row_count:
+                self.loss_sums[segment.task] = self.loss_sums.get(segment.task, 0.0) + loss_sum
+                self.examples[segment.task] = self.examples.get(segment.task, 0) + rows
+        self.tokens += result.batch.tokens
+        self.useful_tokens += result.batch.tokens  # nothing is padded
 
     def stop_clock(self) -> float:
         """What follows is no training: its time does not count. Returns seconds since the clock was started."""

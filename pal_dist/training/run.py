@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pal_dist.config.schema import RunConfig
-from pal_dist.data.batch import Batch
+from pal_dist.data.batch import Batch, pack_batch
 from pal_dist.data.batching import MicroBatch, Schedule, StepRows, micro_batches
 from pal_dist.distributed.engine import Engine
 from pal_dist.memory.planner import PlannedRun
 from pal_dist.models.multi_task import MultiTaskBert
 from pal_dist.monitoring.report import Report
+from pal_dist.tasks.objectives import Objective
 from pal_dist.tasks.registry import Task
 from pal_dist.training.feature_cache import FeatureCache
 from pal_dist.training.inputs import Corpora, Inputs
@@ -65,20 +68,35 @@ class Run:
             budget=self.state.tokens_per_micro_batch,
             rank=self.engine.rank,
             ranks=self.engine.ranks,
-            multiple=self.engine.pad_to_multiple_of,
-            cost=self.state.micro_batch_cost,
+            separate_tasks=self.separates_tasks,
         )
 
-    def batch(self, micro: MicroBatch) -> Batch:
-        """The micro-batch's tokens and labels, on the CPU."""
-        name = self.tasks[micro.task].name
-        corpus = self.corpora.train[name]
-        return corpus.batch(name, micro.rows, padding_id=self.model.padding_id, multiple=self.engine.pad_to_multiple_of)
+    @property
+    def separates_tasks(self) -> bool:
+        """Whether each micro-batch holds one task's rows: the tasks' gradients are wanted one by one (--conflict)."""
+        return self.config.balance.conflict != "none"
 
-    def forward(self, micro: MicroBatch) -> tuple[Batch, Tensor]:
-        """The micro-batch on this rank's device, and its summed loss: a scalar in float32 or wider, graph included."""
-        batch = self.engine.to_device(self.batch(micro))
-        return batch, self.tasks[micro.task].objective.loss(self.engine.forward(batch), batch.labels_B)
+    def batch(self, micro: MicroBatch) -> Batch:
+        """The micro-batch's tokens and labels, packed, on the CPU."""
+        names = [task.name for task in self.tasks]
+        return pack_batch([(names[task], self.corpora.train[names[task]].rows(rows)) for task, rows in micro.parts])
+
+    def losses(self, batch: Batch) -> list[Tensor]:
+        """The summed loss of each segment of a batch on this rank's device: scalars in float32 or wider, with their
+        graph."""
+        return [
+            self.objectives[segment.task].loss(logits, batch.labels_R[segment.rows])
+            for segment, logits in zip(batch.segments, self.engine.forward(batch), strict=True)
+        ]
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """All of them together."""
+        return torch.stack(self.losses(batch)).sum()
+
+    @cached_property
+    def objectives(self) -> dict[str, Objective]:
+        """What each task is trained for, by its name."""
+        return {task.name: task.objective for task in self.tasks}
 
     def close(self) -> None:
         """Let go of the folder, of the report's files and of the other ranks. Every rank must call it."""

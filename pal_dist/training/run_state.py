@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pal_dist.config.schema import DEFAULT_TOKEN_BUDGET
-from pal_dist.data.batching import MICRO_BATCH_COST
 
 
 @dataclass
@@ -26,8 +25,8 @@ class RunState:
     evaluations_without_better: int = 0
     examples: int = 0
     tokens: int = 0
-    """Tokens that went through the model, padding included, over all ranks (likewise examples, useful_tokens); with
-    cached features, tokens of the texts that they stand for, without padding."""
+    """Tokens that went through the model, over all ranks (likewise examples, useful_tokens); with cached features, those
+    of the texts that they stand for."""
     useful_tokens: int = 0
     seconds: float = 0.0
     """Time spent training; evaluation and saving are not in it."""
@@ -35,8 +34,6 @@ class RunState:
     finished: bool = False
     tokens_per_micro_batch: int = DEFAULT_TOKEN_BUDGET
     """The run's token budget: the plan's, until the guard makes it smaller."""
-    micro_batch_cost: int = MICRO_BATCH_COST
-    """Fixed cost of one more micro-batch on this device, in tokens."""
     planned_for: str = ""
     """Ranks and device that the budget is for."""
     checkpoint_layers: int = 0
@@ -46,8 +43,11 @@ class RunState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunState:
-        """The state as a checkpoint has it. JSON has no NaN: a best score that is null is one that was no number."""
-        state = cls(**values)
+        """The state as a checkpoint has it, one of an older version too, whose further entries are of no use any more.
+
+        JSON has no NaN: a best score that is null is one that was no number.
+        """
+        state = cls(**{name: value for name, value in values.items() if name in cls.__dataclass_fields__})
         if state.best_step and state.best_mean is None:
             state.best_mean = math.nan
         for scores in (*state.best_metrics.values(), *state.best_each.values()):

@@ -27,7 +27,7 @@ from pal_dist.optim.task_weighting import LEARNED_VARIANCES, LearnedVariances
 from pal_dist.training.agreement import check_same_run
 from pal_dist.training.checkpoint import load_moments, load_state, load_values
 from pal_dist.training.feature_cache import FeatureCache
-from pal_dist.training.fit_memory import apply_plan, plan_memory, prove_plan, use_one_micro_batch_per_task
+from pal_dist.training.fit_memory import apply_plan, plan_memory, prove_plan, use_one_micro_batch
 from pal_dist.training.inputs import Corpora, Inputs, find_inputs, read_corpora
 from pal_dist.training.oom_guard import OutOfMemoryGuard, say_on_main
 from pal_dist.training.run import Run
@@ -70,7 +70,7 @@ def set_up(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Ru
         load_moments(checkpoint, engine)
     apply_plan(state, config, plan, engine)
     if features:
-        use_one_micro_batch_per_task(state, engine, schedule)
+        use_one_micro_batch(state, schedule)
     run = Run(
         config=config,
         inputs=inputs,
@@ -135,7 +135,6 @@ def cache_features(
         engine,
         inputs.paths.cache_dir,
         budget=config.memory.token_budget,
-        padding_id=model.padding_id,
     )
     train, dev = features.all_of(inputs.tasks, corpora.train), features.all_of(inputs.tasks, corpora.dev)
     return features, replace(corpora, train=train, dev=dev)

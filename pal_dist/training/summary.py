@@ -9,12 +9,11 @@ import psutil
 
 from pal_dist import __version__
 from pal_dist.core.console import duration, table
-from pal_dist.core.units import round_up
 from pal_dist.monitoring import run_files
 from pal_dist.training.run import Run
 
 LOOKED_AT = 50
-"""Steps whose micro-batches are looked up before the first one, for the useful share of tokens."""
+"""Steps whose micro-batches are counted before the first one."""
 
 
 def since_start() -> float:
@@ -93,8 +92,8 @@ def _learning_rate_line(run: Run) -> str:
 def _step_lines(run: Run) -> list[str]:
     sampling = run.schedule.sampling
     examples = [len(rows) for _, rows in next(run.schedule.steps(0, 1))]
-    useful_share, micro_batches = planned_share(run)
-    each = f"at most {run.state.tokens_per_micro_batch:,} tokens each, {useful_share:.1%} useful"
+    micro_batches = planned_micro_batches(run)
+    each = f"at most {run.state.tokens_per_micro_batch:,} tokens each, packed without padding"
     resumed = f"; resumed after step {run.state.step:,}" if run.resumed_from else ""
     return [
         f"one step: {' + '.join(map(str, examples))} examples = {sum(examples)}, in about {micro_batches:.1f} "
@@ -104,17 +103,10 @@ def _step_lines(run: Run) -> list[str]:
     ]
 
 
-def planned_share(run: Run, *, steps: int = LOOKED_AT) -> tuple[float, float]:
-    """(useful share of tokens, micro-batches of this rank in a step), looked up in the first steps."""
-    useful_tokens = tokens = micro_batches = 0
+def planned_micro_batches(run: Run, *, steps: int = LOOKED_AT) -> float:
+    """Micro-batches of this rank in a step, looked up in the first steps."""
     steps = min(steps, run.total_steps)
-    for step_rows in run.schedule.steps(0, steps):
-        for micro in run.micro_batches(step_rows):
-            lengths = run.schedule.lengths[micro.task][micro.rows]
-            useful_tokens += int(lengths.sum())
-            tokens += len(lengths) * round_up(int(lengths.max()), run.engine.pad_to_multiple_of)
-            micro_batches += 1
-    return useful_tokens / tokens, micro_batches / steps
+    return sum(len(run.micro_batches(step_rows)) for step_rows in run.schedule.steps(0, steps)) / steps
 
 
 def collect_results(run: Run) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pal_dist.optim.gradient_surgery import GradientSurgery
 from pal_dist.optim.optimizers import learning_rate_factor
 from pal_dist.optim.task_weighting import LEARNED_VARIANCES, LearnedVariances, task_weights_of
 from pal_dist.training.agreement import describe_examples, describe_step, step_fingerprint
+from pal_dist.training.batch_loader import BatchLoader
 from pal_dist.training.best_model import BestModel
 from pal_dist.training.checkpoint import save_checkpoint
 from pal_dist.training.dev_metrics import dev_metrics
@@ -42,6 +43,7 @@ class Trainer:
             self.surgery.load_state_dict(self.state.conflict)
             engine.separate_task_gradients(len(run.tasks))
         self.log_window = LogWindow(run)
+        self.loader = BatchLoader(run)
         self.best_model = BestModel(run)
         self.preemption = Preemption(run.folder, config.train.save_every)
         self.gradient_norm = torch.zeros(())
@@ -51,8 +53,8 @@ class Trainer:
         if not self.state.finished:
             self.engine.model.train()
             self.log_window.start_clock()
-            with self.engine.group.explain_lost_ranks():
-                for step_rows in self.run.schedule.steps(self.state.step, self.run.total_steps):
+            with self.engine.group.explain_lost_ranks(), self.loader:
+                for step_rows in self.loader.steps(self.state.step, self.run.total_steps):
                     self.save_or_stop_if_asked(step_rows)
                     self.gradient_norm = self.step(step_rows)
                     self.state.step += 1
@@ -68,7 +70,7 @@ class Trainer:
         into micro-batches nor the ranks change the gradient.
         """
         lengths, options = self.run.schedule.lengths, self.config.optimizer
-        longest = max(self.engine.padded_length(int(lengths[task][rows].max())) for task, rows in step_rows)
+        longest = max(int(lengths[task][rows].max()) for task, rows in step_rows)
         for result in self.guard.retry_on_oom(lambda: list(self.accumulate(step_rows)), longest=longest):
             self.log_window.add(result)
         rate = self.run.peak_rate * learning_rate_factor(
@@ -84,15 +86,22 @@ class Trainer:
         self.engine.set_seed(self.config.train.seed, self.state.step)
         self.engine.checkpoint_layers(self.state.checkpoint_layers)
         self.engine.set_progress(self.state.step / self.run.total_steps)
-        micros = self.run.micro_batches(step_rows)
-        for micro, following in zip_longest(micros, micros[1:]):
-            batch, loss_sum = self.run.forward(micro)
-            weighted = loss_sum if self.variances is None else self.variances(batch.task, loss_sum, len(micro.rows))
-            # A filler is an extra example that keeps ranks in step: its gradient is zero.
-            weighted = weighted * (0.0 if micro.filler else weights[micro.task])
-            ends_task = micro.task if following is None or following.task != micro.task else None
-            self.engine.backward(weighted, total, last=following is None, task=ends_task)
-            yield MicroBatchResult(micro, batch.tokens, batch.useful_tokens, loss_sum.detach())
+        loaded = self.loader.micro_batches(step_rows)
+        for (micro, on_host), following in zip_longest(loaded, loaded[1:]):
+            batch = self.engine.to_device(on_host)
+            losses = self.run.losses(batch)
+            weighted = [
+                self.weighted(segment.task, loss, len(rows)) * weights[task]
+                for segment, loss, (task, rows) in zip(batch.segments, losses, micro.parts, strict=True)
+            ]
+            task = micro.parts[-1][0]
+            ends_task = task if following is None or following[0].parts[0][0] != task else None
+            self.engine.backward(torch.stack(weighted).sum(), total, last=following is None, task=ends_task)
+            yield MicroBatchResult(batch, [loss.detach() for loss in losses])
+
+    def weighted(self, task: str, loss_sum: Tensor, examples: int) -> Tensor:
+        """The task's summed loss as its learned variance weighs it, where there is one."""
+        return loss_sum if self.variances is None else self.variances(task, loss_sum, examples)
 
     def update(self, rate: float) -> Tensor:
         """Conflicts resolved, gradients summed over the ranks, clipped, applied. Returns the norm before clipping."""

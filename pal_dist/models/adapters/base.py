@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pal_dist.models.packed_rows import PackedRows
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -74,7 +76,10 @@ class Adapter(nn.Module):
     Its matrices are `nn.Linear`, drawn at random, or `ZeroLinear`; other parameters stand in an `nn.ParameterDict` and
     are born zero. (`MultiTaskBert._init_weights` gives them these values, since no checkpoint has any for them.)
 
-    Shapes: B examples, L tokens, Q of them wanted (the first Q: L, or 1 where only the first token is read), D hidden.
+    Each method sees one task's rows, packed: one behind the other, without padding.
+
+    Shapes: T tokens of R rows, Q tokens that are wanted (T, or R: the first of each row, where only that is read), D
+    hidden.
     """
 
     registry: ClassVar[dict[str, type[Adapter]]] = {}
@@ -99,39 +104,40 @@ class Adapter(nn.Module):
         super().__init__()
         self.geometry = geometry
 
-    def projected(self, layer: int, part: str, values_BLD: Tensor, projected_BLD: Tensor) -> Tensor:
-        """The layer's query, key or value (`part`), as they were projected from `values_BLD`."""
-        return projected_BLD
+    def projected(self, layer: int, part: str, values_TD: Tensor, projected_TD: Tensor) -> Tensor:
+        """The layer's query, key or value (`part`), as they were projected from `values_TD`."""
+        return projected_TD
 
-    def after_attention(self, layer: int, output_BQD: Tensor) -> Tensor:
+    def after_attention(self, layer: int, output_QD: Tensor) -> Tensor:
         """The attention's output, W_O and dropout included, before it is added to the layer's input."""
-        return output_BQD
+        return output_QD
 
     def residual(
-        self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
+        self, layer: int, hidden_TD: Tensor, attended_QD: Tensor, rows: PackedRows, first_only: bool
     ) -> Tensor | None:
         """What is added to the residual of the encoder layer's second LayerNorm.
 
         Args:
-            hidden_BLD: input of the layer.
-            attended_BQD: after its first LayerNorm.
-            mask: bool, broadcastable to (B, heads, L, L), True where attention may look; None: everywhere.
+            hidden_TD: input of the layer.
+            attended_QD: after its first LayerNorm.
+            rows: where each row stands among the T tokens, for attention within it (`models/attention.py`).
+            first_only: only the first token of each row is wanted: `rows.asked(hidden_TD, first_only)` are those.
 
-        Returns: (B, Q, D), or None for nothing.
+        Returns: (Q, D), or None for nothing.
         """
         return None
 
-    def after_feed_forward(self, layer: int, output_BQD: Tensor) -> Tensor:
+    def after_feed_forward(self, layer: int, output_QD: Tensor) -> Tensor:
         """The feed-forward block's output, dropout included, before it is added to the residual."""
-        return output_BQD
+        return output_QD
 
-    def after_layer(self, layer: int, hidden_BQD: Tensor) -> Tensor:
+    def after_layer(self, layer: int, hidden_QD: Tensor) -> Tensor:
         """The layer's output."""
-        return hidden_BQD
+        return hidden_QD
 
-    def on_top(self, hidden_BLD: Tensor, mask: Tensor | None) -> Tensor:
+    def on_top(self, hidden_TD: Tensor, rows: PackedRows) -> Tensor:
         """The last layer's output, as the heads will read it."""
-        return hidden_BLD
+        return hidden_TD
 
     def saved_elements(self, *, copies: bool) -> int:
         """About how many elements, in the precision of the computation, a layer with this adapter keeps more for

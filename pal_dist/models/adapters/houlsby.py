@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pal_dist.models.adapters.base import Adapter, Bottlenecks, Geometry
 from pal_dist.models.adapters.pal import ProjectedAttentionLayers
+from pal_dist.models.packed_rows import PackedRows
 
 
 class Houlsby(Adapter, kind="houlsby"):
@@ -17,11 +18,11 @@ class Houlsby(Adapter, kind="houlsby"):
         super().__init__(geometry)
         self.attended, self.fed = (Bottlenecks(geometry, geometry.hidden) for _ in range(2))
 
-    def after_attention(self, layer: int, output_BQD: Tensor) -> Tensor:
-        return self.attended.add_output(layer, output_BQD)
+    def after_attention(self, layer: int, output_QD: Tensor) -> Tensor:
+        return self.attended.add_output(layer, output_QD)
 
-    def after_feed_forward(self, layer: int, output_BQD: Tensor) -> Tensor:
-        return self.fed.add_output(layer, output_BQD)
+    def after_feed_forward(self, layer: int, output_QD: Tensor) -> Tensor:
+        return self.fed.add_output(layer, output_QD)
 
     def saved_elements(self, *, copies: bool) -> int:
         return self.attended.saved_elements(copies=copies, shares_input=False) + self.fed.saved_elements(
@@ -34,12 +35,12 @@ class HoulsbyParallel(Houlsby, kind="houlsby_parallel"):
     feed-forward block reads, and so stands beside it and not behind it."""
 
     def residual(
-        self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
+        self, layer: int, hidden_TD: Tensor, attended_QD: Tensor, rows: PackedRows, first_only: bool
     ) -> Tensor | None:
-        return self.fed.output(layer, attended_BQD)
+        return self.fed.output(layer, attended_QD)
 
-    def after_feed_forward(self, layer: int, output_BQD: Tensor) -> Tensor:
-        return output_BQD
+    def after_feed_forward(self, layer: int, output_QD: Tensor) -> Tensor:
+        return output_QD
 
     def saved_elements(self, *, copies: bool) -> int:
         return self.attended.saved_elements(copies=copies, shares_input=False) + self.fed.saved_elements(copies=copies)
@@ -55,13 +56,13 @@ class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
         super().__init__(geometry)
         self.attended = Bottlenecks(geometry, geometry.bottleneck)
 
-    def after_attention(self, layer: int, output_BQD: Tensor) -> Tensor:
-        return self.attended.add_output(layer, output_BQD)
+    def after_attention(self, layer: int, output_QD: Tensor) -> Tensor:
+        return self.attended.add_output(layer, output_QD)
 
     def residual(
-        self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
+        self, layer: int, hidden_TD: Tensor, attended_QD: Tensor, rows: PackedRows, first_only: bool
     ) -> Tensor | None:
-        return self.project(layer, attended_BQD, mask, queries)
+        return self.project(layer, attended_QD, rows, first_only)
 
     def saved_elements(self, *, copies: bool) -> int:
         return self.attended.saved_elements(copies=copies, shares_input=False)

@@ -17,8 +17,8 @@ class HiddenUnitContributions(Adapter, kind="lhuc"):
             {str(layer): nn.Parameter(torch.zeros(geometry.encoder_hidden)) for layer in geometry.layers}
         )
 
-    def after_layer(self, layer: int, hidden_BQD: Tensor) -> Tensor:
-        return hidden_BQD * (2 * torch.sigmoid(self.gates[str(layer)])) if str(layer) in self.gates else hidden_BQD
+    def after_layer(self, layer: int, hidden_QD: Tensor) -> Tensor:
+        return hidden_QD * (2 * torch.sigmoid(self.gates[str(layer)])) if str(layer) in self.gates else hidden_QD
 
     def saved_elements(self, *, copies: bool) -> int:
         return (2 if copies else 1) * self.geometry.encoder_hidden  # the layer's output, in float32 always

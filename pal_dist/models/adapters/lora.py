@@ -29,9 +29,9 @@ class LoRA(Adapter, kind="lora"):
             }
         )
 
-    def projected(self, layer: int, part: str, values_BLD: Tensor, projected_BLD: Tensor) -> Tensor:
+    def projected(self, layer: int, part: str, values_TD: Tensor, projected_TD: Tensor) -> Tensor:
         name = f"{layer}_{part}"
-        return projected_BLD + self.scale * self.changes[name](values_BLD) if name in self.changes else projected_BLD
+        return projected_TD + self.scale * self.changes[name](values_TD) if name in self.changes else projected_TD
 
     def saved_elements(self, *, copies: bool) -> int:
         hidden = self.geometry.encoder_hidden if copies else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pal_dist.models.adapters.base import Adapter, Bottlenecks, Geometry
+from pal_dist.models.packed_rows import PackedRows
 
 
 class LowRank(Adapter, kind="low_rank"):
@@ -17,9 +18,9 @@ class LowRank(Adapter, kind="low_rank"):
         self.beside = Bottlenecks(geometry, geometry.hidden)
 
     def residual(
-        self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
+        self, layer: int, hidden_TD: Tensor, attended_QD: Tensor, rows: PackedRows, first_only: bool
     ) -> Tensor | None:
-        return self.beside.output(layer, hidden_BLD[:, :queries])
+        return self.beside.output(layer, rows.asked(hidden_TD, first_only))
 
     def saved_elements(self, *, copies: bool) -> int:
         return self.beside.saved_elements(copies=copies)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pal_dist.models.adapters.base import Adapter, Geometry, ZeroLinear
 from pal_dist.models.attention import SelfAttention
+from pal_dist.models.packed_rows import PackedRows
 
 
 class ProjectedAttentionLayers(Adapter, kind="pal"):
@@ -30,18 +31,18 @@ class ProjectedAttentionLayers(Adapter, kind="pal"):
         )
 
     def residual(
-        self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
+        self, layer: int, hidden_TD: Tensor, attended_QD: Tensor, rows: PackedRows, first_only: bool
     ) -> Tensor | None:
-        return self.project(layer, hidden_BLD, mask, queries)
+        return self.project(layer, hidden_TD, rows, first_only)
 
     def saved_elements(self, *, copies: bool) -> int:
         return 0
 
-    def project(self, layer: int, values_BLD: Tensor, mask: Tensor | None, queries: int) -> Tensor | None:
-        """PAL_l of the values, (B, Q, D); None where the layer has none."""
+    def project(self, layer: int, values_TD: Tensor, rows: PackedRows, first_only: bool) -> Tensor | None:
+        """PAL_l of the values, (Q, D); None where the layer has none."""
         if str(layer) not in self.attention:
             return None
-        return F.gelu(self.up(self.attention[str(layer)](self.down(values_BLD), mask, queries)))
+        return F.gelu(self.up(self.attention[str(layer)](self.down(values_TD), rows, first_only)))
 
 
 class ProgressivePALs(ProjectedAttentionLayers, kind="progressive_pal"):
@@ -72,10 +73,10 @@ class ProgressivePALs(ProjectedAttentionLayers, kind="progressive_pal"):
         self.awake = 1 + min(later, int(progress / self.AWAKE_BY * later))
 
     def residual(
-        self, layer: int, hidden_BLD: Tensor, attended_BQD: Tensor, mask: Tensor | None, queries: int
+        self, layer: int, hidden_TD: Tensor, attended_QD: Tensor, rows: PackedRows, first_only: bool
     ) -> Tensor | None:
         # A sleeping layer's gate is zero: left out or computed is the same.
         if layer not in self.order[: self.awake]:
             return None
-        added = self.project(layer, hidden_BLD, mask, queries)
+        added = self.project(layer, hidden_TD, rows, first_only)
         return None if added is None else self.gates[str(layer)] * added

@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 from pal_dist.core.units import round_up
 from pal_dist.models.adapters.base import Adapter, Geometry, ZeroLinear
-from pal_dist.models.attention import HEAD_WIDTH_MULTIPLE, Dropout, SelfAttention
+from pal_dist.models.attention import SelfAttention
+from pal_dist.models.dropout import Dropout
+from pal_dist.models.packed_kernels import HEAD_WIDTH_MULTIPLE
+from pal_dist.models.packed_rows import PackedRows
 
 
 class TopAttention(Adapter, kind="top_attention"):
@@ -27,11 +30,11 @@ class TopAttention(Adapter, kind="top_attention"):
         self.layers = nn.ModuleList(_Attention(geometry) for _ in range(self.DEPTH))
         self.up = ZeroLinear(geometry.hidden, geometry.encoder_hidden)
 
-    def on_top(self, hidden_BLD: Tensor, mask: Tensor | None) -> Tensor:
-        values = self.down(hidden_BLD)
+    def on_top(self, hidden_TD: Tensor, rows: PackedRows) -> Tensor:
+        values = self.down(hidden_TD)
         for layer in self.layers:
-            values = layer(values, mask)
-        return hidden_BLD + self.up(values)
+            values = layer(values, rows)
+        return hidden_TD + self.up(values)
 
     def saved_elements(self, *, copies: bool) -> int:
         return 0
@@ -57,6 +60,6 @@ class _Attention(nn.Module):
         self.LayerNorm = nn.LayerNorm(geometry.hidden, eps=1e-12)
         self.dropout = Dropout(geometry.dropout)
 
-    def forward(self, values_BLR: Tensor, mask: Tensor | None) -> Tensor:
-        context = self.attention(values_BLR, mask, values_BLR.shape[1])
-        return self.LayerNorm(values_BLR + self.dropout(self.dense(context)))
+    def forward(self, values_TR: Tensor, rows: PackedRows) -> Tensor:
+        context = self.attention(values_TR, rows)
+        return self.LayerNorm(values_TR + self.dropout(self.dense(context)))
