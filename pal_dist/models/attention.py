@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pal_dist.models.packed_kernels import packed_attention, padded_head_width
 from pal_dist.models.packed_rows import PackedRows
 from pal_dist.models.precision import compute_dtype, kernel_target
-from pal_dist.models.weight_copies import CopyForm, WeightCopies, project_joined
+from pal_dist.models.weight_copies import AttentionRecipe, CopyForm, WeightCopies, project_joined
 
 ProjectionHook = Callable[[str, Tensor, Tensor], Tensor]
 """(`query`, `key` or `value`, what was projected, its projection) -> the projection that is used."""
@@ -32,7 +32,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.head_width, self.dropout = heads, hidden // heads, dropout
         self.query, self.key, self.value = (nn.Linear(hidden, hidden) for _ in PARTS)
-        self.copies = WeightCopies()
+        self.copies = WeightCopies(AttentionRecipe())
 
     @property
     def projections(self) -> list[nn.Linear]:
@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
         width = padded_head_width(self.head_width, kernel_target(hidden_TD)) if pads else self.head_width
         if width == self.head_width and dtype == self.query.weight.dtype:
             return None
-        return CopyForm(dtype, self.heads, width)
+        return CopyForm(dtype, self.heads, self.head_width, width)
 
     def forward(
         self,
@@ -73,17 +73,22 @@ class SelfAttention(nn.Module):
             weight, bias = self.copies.of(form, self.projection_parameters())
             weights = weight, bias
         asking = rows.first(hidden_TD) if first_only else None
-        query, joined = self._project(hidden_TD, asking, weights)
+        query, joined = self.project(hidden_TD, asking, weights)
         if hook is not None:
             query, joined = self._hooked(hidden_TD, asking, query, joined, hook)
         p = self.dropout if self.training else 0.0
         context = packed_attention(query, joined, rows, p=p, scale=self.head_width**-0.5)
         return context[..., : self.head_width].flatten(1)
 
-    def _project(
+    def project(
         self, hidden_TD: Tensor, asking_RD: Tensor | None, weights: JoinedWeights | None
     ) -> tuple[Tensor | None, Tensor]:
-        """Queries of first tokens, (R, H, W), where only they ask; all that is projected together, (T, 3 or 2, H, W)."""
+        """(queries of first tokens, (R, H, W), where only they ask; all that is projected together, (T, 3 or 2, H, W)).
+
+        Args:
+            asking_RD: the tokens that ask, where they are not all.
+            weights: copies, where parameters do not serve as they are.
+        """
         query: Tensor | None = None
         if weights is None:
             if asking_RD is not None:

@@ -25,7 +25,7 @@ from pal_dist.models.attention import JoinedWeights, SelfAttention
 from pal_dist.models.dropout import Dropout
 from pal_dist.models.packed_rows import PackedRows
 from pal_dist.models.precision import compute_dtype
-from pal_dist.models.weight_copies import WeightCopies
+from pal_dist.models.weight_copies import AttentionRecipe, WeightCopies
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -124,7 +124,7 @@ class Layer(nn.Module):
         self.attention = Attention(config)
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate_size, config)
-        self.copies = WeightCopies()
+        self.copies = WeightCopies(AttentionRecipe())
 
     def forward(
         self, index: int, adapters: AdapterSlices, rows: PackedRows, first_only: bool, hidden_TD: Tensor

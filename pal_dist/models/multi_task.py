@@ -130,7 +130,7 @@ class MultiTaskBert(PreTrainedModel):
             PackedRows(starts, batch.lengths[segment.rows])
             for segment, starts in zip(batch.segments, batch.segment_row_starts, strict=True)
         ]
-        adapters = AdapterSlices([self.task_adapters[segment.task] for segment in batch.segments], of_segments)
+        adapters = AdapterSlices([self.task_adapters[segment.task] for segment in batch.segments], rows, of_segments)
         hidden = self.bert(
             batch.input_ids_T,
             batch.token_type_ids_T,

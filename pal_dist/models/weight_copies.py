@@ -1,14 +1,14 @@
-"""Weights as the products of a layer want them: in 16 bits, query, key and value as one matrix, heads padded.
+"""Weights as products want them: in 16 bits, query, key and value as one matrix, heads padded.
 
-Copies are made once per optimizer step, not once per micro-batch: they are kept until `forget`. The gradients of one
-module's copies turn into gradients of its parameters together, in as few passes as formats allow.
+Copies are made once per optimizer step, not once per micro-batch: they are kept until `forget`. The gradients of copies
+that were made together turn into gradients of their parameters together, in as few passes as formats allow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +22,33 @@ class CopyForm:
 
     dtype: torch.dtype
     heads: int
+    width: int
+    """Of a head, in the parameters."""
     padded_width: int
-    """Width of a head in the copies."""
+    """Of a head, in the copies; what is added is zero."""
 
-    def pads(self, shape: torch.Size) -> bool:
-        """Whether heads of a weight or bias of this shape are narrower."""
-        return shape[0] != self.heads * self.padded_width
+    @property
+    def pads(self) -> bool:
+        return self.width != self.padded_width
+
+
+Gradients = Sequence[Tensor | None]
+"""None: nothing was computed with that copy."""
+
+
+class Recipe(Protocol):
+    """How the parameters of a module become copies, and the copies' gradients the parameters'."""
+
+    def copies(self, form: CopyForm, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]: ...
+
+    def gradients(self, form: CopyForm, gradients: Gradients, dtype: torch.dtype) -> list[Tensor | None]: ...
 
 
 class WeightCopies:
-    """The copies of one module's parameters: first query, key, value weights and biases, then any others."""
+    """The copies of a module's parameters."""
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
         self.keeps = True
         """Between micro-batches. Not where parameters are whole only while their layer runs (ZeRO-3, FSDP2)."""
         self._kept: tuple[tuple[Any, ...], tuple[Tensor, ...]] | None = None
@@ -43,11 +58,7 @@ class WeightCopies:
         self._kept = None
 
     def of(self, form: CopyForm, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
-        """(joined weight (3 H W, D), joined bias (3 H W,), *others), differentiable.
-
-        Args:
-            parameters: weights (H W', D) of query, key and value, their biases, others.
-        """
+        """The copies, differentiable; in the order of the recipe."""
         copies: tuple[Tensor, ...] = _Copy.apply(self, form, *parameters)
         return copies
 
@@ -56,12 +67,9 @@ class WeightCopies:
         made_of = (form, *(parameter._version for parameter in parameters))
         if self._kept is not None and self._kept[0] == made_of:
             return self._kept[1]
-        weight, bias = joined(parameters[:3], form), joined(parameters[3:6], form)
-        others = [torch.empty_like(other, dtype=form.dtype) for other in parameters[6:]]
-        if others:
-            torch._foreach_copy_(others, list(parameters[6:]))
-        copies = (weight, bias, *others)
-        note_weight_copies(copies)
+        copies = self.recipe.copies(form, parameters)
+        own = {id(parameter) for parameter in parameters}  # what serves as it is, is no copy
+        note_weight_copies(copy for copy in copies if id(copy) not in own)
         if self.keeps:
             self._kept = made_of, copies
         return copies
@@ -70,18 +78,69 @@ class WeightCopies:
 class _Copy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, copies: WeightCopies, form: CopyForm, *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.form, ctx.shapes = form, [parameter.shape for parameter in parameters]
-        ctx.dtype = parameters[0].dtype
+        ctx.recipe, ctx.form, ctx.dtype = copies.recipe, form, parameters[0].dtype
+        ctx.set_materialize_grads(False)
         return tuple(copy.detach() for copy in copies.data_of(form, parameters))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        form, shapes, wide = ctx.form, ctx.shapes, list(gradients)
-        if form.dtype != ctx.dtype and not form.pads(shapes[0]):
-            wide = [torch.empty_like(gradient, dtype=ctx.dtype) for gradient in gradients]
-            torch._foreach_copy_(wide, list(gradients))
-        weights, biases = (separated(wide[place], form, shapes[3 * place], ctx.dtype) for place in (0, 1))
-        return None, None, *weights, *biases, *(other.to(ctx.dtype) for other in wide[2:])
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.recipe.gradients(ctx.form, gradients, ctx.dtype)
+
+
+@dataclass(frozen=True)
+class AttentionRecipe:
+    """(joined weight (3 H W, D), joined bias (3 H W,), *others) of weights (H W', D) of query, key and value, their
+    biases, and others."""
+
+    def copies(self, form: CopyForm, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        weight, bias = joined(parameters[:3], form), joined(parameters[3:6], form)
+        return weight, bias, *cast_together(parameters[6:], form.dtype)
+
+    def gradients(self, form: CopyForm, gradients: Gradients, dtype: torch.dtype) -> list[Tensor | None]:
+        weight, bias, *others = gradients
+        assert weight is not None and bias is not None, "all of them are used together"
+        present = [other for other in others if other is not None]
+        if not form.pads:
+            weight, bias, *present = cast_together([weight, bias, *present], dtype)
+        else:
+            present = cast_together(present, dtype)
+        wide = iter(present)
+        return [
+            *separated(weight, form, 3, dtype),
+            *separated(bias, form, 3, dtype),
+            *(None if other is None else next(wide) for other in others),
+        ]
+
+
+def cast_together(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Each in this format, all in one pass."""
+    if not tensors or tensors[0].dtype == dtype:
+        return list(tensors)
+    results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(results, list(tensors))
+    return results
+
+
+def joined(parts: Sequence[Tensor], form: CopyForm) -> Tensor:
+    """n matrices (H W', D), or vectors (H W',), behind one another, each head padded with zeros: (n H W, D)."""
+    count, first = len(parts), parts[0]
+    if not form.pads:
+        result = torch.empty((count, *first.shape), dtype=form.dtype, device=first.device)
+        torch._foreach_copy_(list(result.unbind()), list(parts))
+        return result.flatten(0, 1)
+    tail = first.shape[1:]
+    result = torch.zeros((count, form.heads, form.padded_width, *tail), dtype=form.dtype, device=first.device)
+    result[:, :, : form.width].copy_(torch.cat(list(parts)).view(count, form.heads, form.width, *tail))
+    return result.flatten(0, 2)
+
+
+def separated(whole: Tensor, form: CopyForm, count: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The `count` matrices or vectors that `joined` has joined, in this format; views where nothing has to change."""
+    tail = whole.shape[1:]
+    if form.pads:
+        parts = whole.view(count, form.heads, form.padded_width, *tail)[:, :, : form.width]
+        whole = parts.to(dtype, memory_format=torch.contiguous_format)
+    return whole.to(dtype).reshape(count, form.heads * form.width, *tail).unbind()
 
 
 class _ProjectJoined(torch.autograd.Function):
@@ -110,26 +169,3 @@ def project_joined(values_TD: Tensor, linears: Sequence[nn.Linear]) -> Tensor:
     weights, biases = [linear.weight for linear in linears], [linear.bias for linear in linears]
     projected: Tensor = _ProjectJoined.apply(values_TD, len(linears), *weights, *biases)
     return projected
-
-
-def joined(parts: Sequence[Tensor], form: CopyForm) -> Tensor:
-    """Three matrices (H W', D), or vectors (H W',), behind one another, each head padded with zeros: (3 H W, D)."""
-    first = parts[0]
-    width, tail = len(first) // form.heads, first.shape[1:]
-    if not form.pads(first.shape):
-        result = torch.empty((3, *first.shape), dtype=form.dtype, device=first.device)
-        torch._foreach_copy_(list(result.unbind()), list(parts))
-        return result.flatten(0, 1)
-    result = torch.zeros((3, form.heads, form.padded_width, *tail), dtype=form.dtype, device=first.device)
-    for place, part in zip(result.unbind(), parts, strict=True):
-        place[:, :width].copy_(part.unflatten(0, (form.heads, width)))
-    return result.flatten(0, 2)
-
-
-def separated(whole: Tensor, form: CopyForm, shape: torch.Size, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """What `joined` has joined, of this shape each, in this format; views where there is nothing to change."""
-    if not form.pads(shape):
-        return whole.to(dtype).view(3, *shape).unbind()
-    width = shape[0] // form.heads
-    parts = whole.view(3, form.heads, form.padded_width, *shape[1:])[:, :, :width]
-    return parts.to(dtype).reshape(3, *shape).unbind()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,6 +29,30 @@ class Geometry:
     """Probability of dropout inside the adapter."""
     bottleneck: int = 50
     """Width of a second, narrower part, where the adapter has one."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the rows of all tasks lie in a pass through the encoder."""
+
+    rows: PackedRows
+    """Of all tasks."""
+    segments: Sequence[PackedRows]
+    """Of each adapter's task, counted from the first token of its slice."""
+    first_only: bool
+    """Only the first token of each row is wanted."""
+    weights: dict[Any, Any]
+    """What an adapter has made of its weights in this pass."""
+
+    @property
+    def asking(self) -> list[int]:
+        """How many tokens of each segment are wanted."""
+        return [rows.count if self.first_only else rows.tokens for rows in self.segments]
+
+
+def side_by_side(pieces: Sequence[Tensor]) -> Tensor:
+    """The tasks' slices as one."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 class ZeroLinear(nn.Linear):
@@ -126,6 +152,32 @@ class Adapter(nn.Module):
         Returns: (Q, D), or None for nothing.
         """
         return None
+
+    @classmethod
+    def residual_together(
+        cls,
+        adapters: Sequence[Adapter],
+        layer: int,
+        hidden_TD: Sequence[Tensor],
+        attended_QD: Sequence[Tensor],
+        place: Packing,
+    ) -> Tensor | None:
+        """`residual` of each adapter on its slice, side by side. A kind may compute for all tasks at once what needs none
+        of their parameters.
+
+        Args:
+            hidden_TD, attended_QD: each adapter's slice.
+        """
+        added = [
+            adapter.residual(layer, own_hidden, own_attended, rows, place.first_only)
+            for adapter, own_hidden, own_attended, rows in zip(
+                adapters, hidden_TD, attended_QD, place.segments, strict=True
+            )
+        ]
+        if all(one is None for one in added):
+            return None
+        pairs = zip(added, attended_QD, strict=True)
+        return side_by_side([torch.zeros_like(own) if one is None else one for one, own in pairs])
 
     def after_feed_forward(self, layer: int, output_QD: Tensor) -> Tensor:
         """The feed-forward block's output, dropout included, before it is added to the residual."""

@@ -50,6 +50,7 @@ class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
     """A bottleneck after the attention, and a PAL beside the feed-forward block, which reads what that block reads."""
 
     width = 156
+    reads_attended = True
     reads_all_tokens = True  # the last PAL attends to all tokens of what its layer's attention gives
 
     def __init__(self, geometry: Geometry):
@@ -58,11 +59,6 @@ class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
 
     def after_attention(self, layer: int, output_QD: Tensor) -> Tensor:
         return self.attended.add_output(layer, output_QD)
-
-    def residual(
-        self, layer: int, hidden_TD: Tensor, attended_QD: Tensor, rows: PackedRows, first_only: bool
-    ) -> Tensor | None:
-        return self.project(layer, attended_QD, rows, first_only)
 
     def saved_elements(self, *, copies: bool) -> int:
         return self.attended.saved_elements(copies=copies, shares_input=False)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pal_dist.models.adapters.base import Adapter
+from pal_dist.models.adapters.base import Adapter, Packing, side_by_side
 from pal_dist.models.attention import ProjectionHook
 from pal_dist.models.packed_rows import PackedRows
 
@@ -19,15 +18,20 @@ from pal_dist.models.packed_rows import PackedRows
 class AdapterSlices:
     """Adapters of one kind, one for each segment of a packed batch, as one."""
 
-    def __init__(self, adapters: Sequence[Adapter], segments: Sequence[PackedRows]):
-        """`segments`: where each adapter's rows stand, counted from the first token of its slice."""
-        self.adapters, self.segments = list(adapters), list(segments)
-        self.tokens, self.rows = [each.tokens for each in segments], [each.count for each in segments]
+    def __init__(self, adapters: Sequence[Adapter], rows: PackedRows, segments: Sequence[PackedRows]):
+        """
+        Args:
+            rows: where all rows stand.
+            segments: where each adapter's rows stand, counted from the first token of its slice.
+        """
+        self.adapters, self.rows, self.segments = list(adapters), rows, list(segments)
+        self.tokens, self.counts = [each.tokens for each in segments], [each.count for each in segments]
+        self.weights: dict[Any, Any] = {}
 
     @classmethod
     def none(cls, rows: PackedRows) -> AdapterSlices:
         """Of an encoder without adapters."""
-        return cls([], [rows])
+        return cls([], rows, [rows])
 
     @property
     def read_all_tokens(self) -> bool:
@@ -58,31 +62,23 @@ class AdapterSlices:
         """(Q, D), or None where no adapter adds anything."""
         if not self._override("residual"):
             return None
-        hidden = hidden_TD.split(self.tokens)
-        attended = attended_QD.split(self._sizes(first_only))
-        added = [
-            adapter.residual(layer, own_hidden, own_attended, rows, first_only)
-            for adapter, own_hidden, own_attended, rows in zip(
-                self.adapters, hidden, attended, self.segments, strict=True
-            )
-        ]
-        if all(one is None for one in added):
-            return None
-        filled = [torch.zeros_like(own) if one is None else one for one, own in zip(added, attended, strict=True)]
-        return _joined(filled).to(attended_QD.dtype)
+        place = Packing(self.rows, self.segments, first_only, self.weights)
+        hidden, attended = hidden_TD.split(self.tokens), attended_QD.split(self._sizes(first_only))
+        added = type(self.adapters[0]).residual_together(self.adapters, layer, hidden, attended, place)
+        return None if added is None else added.to(attended_QD.dtype)
 
     def on_top(self, hidden_TD: Tensor) -> Tensor:
         if not self._override("on_top"):
             return hidden_TD
         pieces = zip(self.adapters, hidden_TD.split(self.tokens), self.segments, strict=True)
-        return _joined([adapter.on_top(own, rows) for adapter, own, rows in pieces]).to(hidden_TD.dtype)
+        return side_by_side([adapter.on_top(own, rows) for adapter, own, rows in pieces]).to(hidden_TD.dtype)
 
     def _override(self, name: str) -> bool:
         """Whether the adapters' kind reaches in at this place."""
         return any(getattr(type(adapter), name) is not getattr(Adapter, name) for adapter in self.adapters)
 
     def _sizes(self, first_only: bool) -> list[int]:
-        return self.rows if first_only else self.tokens
+        return self.counts if first_only else self.tokens
 
     def _changed(self, name: str, layer: int, values_QD: Tensor, first_only: bool) -> Tensor:
         if not self._override(name):
@@ -94,8 +90,5 @@ class AdapterSlices:
         by side, in the format of the last values."""
         slices = zip(*(each.split(sizes) for each in values), strict=True)
         pieces = [getattr(adapter, name)(*before, *own) for adapter, own in zip(self.adapters, slices, strict=True)]
-        return _joined(pieces).to(values[-1].dtype)
+        return side_by_side(pieces).to(values[-1].dtype)
 
-
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
