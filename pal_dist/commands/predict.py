@@ -83,7 +83,7 @@ def predict_text(saved_model: SavedModel, name: str, text: str, text_b: str | No
     saved_model.model.eval()
     texts: list[tuple[str, str | None]] = [(text.strip(), text_b.strip() if text_b else None)]
     batch = batch_of_texts(name, texts, saved_model.tokenizer, max_length=limits.max_length)
-    logits = saved_model.engine.forward(saved_model.engine.to_device(batch)).cpu()
+    logits = saved_model.engine.forward(saved_model.engine.to_device(batch))[0].cpu()
     value = task.objective.predict(logits.numpy())[0].item()
     record: dict[str, Any] = {"task": name, "prediction": task.objective.format_prediction(value)}
     if task.objective.outputs > 1:

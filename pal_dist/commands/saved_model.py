@@ -76,5 +76,4 @@ def predict_split(saved_model: SavedModel, task: Task, corpus: Corpus) -> Predic
         task,
         corpus,
         budget=saved_model.config.memory.token_budget,
-        padding_id=saved_model.model.padding_id,
     )

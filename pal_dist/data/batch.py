@@ -153,9 +153,7 @@ def _in_buffer(
     )
 
 
-def batch_of_texts(
-    task: str, texts: list[tuple[str, str | None]], tokenizer: Tokenizer, *, max_length: int
-) -> Batch:
+def batch_of_texts(task: str, texts: list[tuple[str, str | None]], tokenizer: Tokenizer, *, max_length: int) -> Batch:
     """A batch straight from texts, for a person who asks about one."""
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     encodings = tokenizer.encode_batch([a if b is None else (a, b) for a, b in texts])

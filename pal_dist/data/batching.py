@@ -22,6 +22,7 @@ Rows = NDArray[np.int64]
 StepRows = list[tuple[int, Rows]]
 """What one optimizer step serves, over all ranks: (task, its rows) of each task that it serves."""
 
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What one rank runs through the model at once: rows of several tasks."""
@@ -176,9 +177,7 @@ def _gathered(
         for part, piece, is_served in zip(parts, pieces, served.tolist(), strict=True):
             if is_served:
                 part.append((task, piece))
-    return [
-        [MicroBatch(tuple(parts[number * ranks + rank])) for rank in range(ranks)] for number in range(micro_steps)
-    ]
+    return [[MicroBatch(tuple(parts[number * ranks + rank])) for rank in range(ranks)] for number in range(micro_steps)]
 
 
 def micro_batches(
@@ -191,9 +190,7 @@ def micro_batches(
     separate_tasks: bool = False,
 ) -> list[MicroBatch]:
     """This rank's micro-batches of one step: the same number, of the same tasks in the same order, on every rank."""
-    micro_steps = assign_micro_batches(
-        step_rows, lengths, budget=budget, ranks=ranks, separate_tasks=separate_tasks
-    )
+    micro_steps = assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks, separate_tasks=separate_tasks)
     return [by_rank[rank] for by_rank in micro_steps]
 
 
@@ -203,8 +200,11 @@ def evaluation_batches(lengths: NDArray[np.int32], *, budget: int, rank: int, ra
     Ranks may get one batch more or less than others: evaluation meets the other ranks only once, at its end.
     """
     order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order], dtype=np.int64)
+    before = np.concatenate([[0], np.cumsum(lengths[order], dtype=np.int64)])
     firsts = [0]
-    while (before := int(ends[firsts[-1]] - lengths[order[firsts[-1]]])) + budget < ends[-1]:
-        firsts.append(max(firsts[-1] + 1, int(np.searchsorted(ends, before + budget, side="right"))))
-    return np.split(order, firsts[1:])[rank::ranks]
+    while True:
+        full = int(np.searchsorted(before, before[firsts[-1]] + budget, side="right")) - 1
+        following = max(firsts[-1] + 1, full)
+        if following >= len(order):
+            return np.split(order, firsts[1:])[rank::ranks]
+        firsts.append(following)

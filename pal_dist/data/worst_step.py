@@ -47,7 +47,9 @@ def worst_micro_batches(
     order = np.lexsort((-sizes, ~first_of_task))
     inside = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), budget, side="right")))]
     parts = [(task, every[inside[tasks[inside] == task]]) for task in range(len(lengths))]
-    largest = MicroBatch(tuple((task, own[np.argsort(-lengths[task][own], kind="stable")]) for task, own in parts if len(own)))
+    largest = MicroBatch(
+        tuple((task, own[np.argsort(-lengths[task][own], kind="stable")]) for task, own in parts if len(own))
+    )
     left_out = [MicroBatch(((task, longest[task][:1]),)) for task, own in parts if not len(own)]
     several = len(inside) < len(every)
     return [*left_out, *[largest] * (2 if several else 1)]

@@ -19,9 +19,9 @@ from pal_dist.core.units import ceil_div, round_up
 from pal_dist.memory.trace import PAGED_FROM
 from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS, TEMPORARIES, WEIGHT_COPIES
 from pal_dist.models.adapters.pal import ProjectedAttentionLayers
-from pal_dist.models.packed_kernels import HEAD_WIDTH_MULTIPLE
 from pal_dist.models.encoder import is_checkpointed
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
+from pal_dist.models.packed_kernels import HEAD_WIDTH_MULTIPLE
 
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes: elements from which a state is kept in 8 bits; elements that share a 4-byte maximum."""
@@ -204,9 +204,7 @@ class Estimate:
     categories: dict[str, int]
 
 
-def step_bytes(
-    shape: ModelShape, options: StepOptions, size: PackedSize, *, accumulates: bool = True
-) -> Estimate:
+def step_bytes(shape: ModelShape, options: StepOptions, size: PackedSize, *, accumulates: bool = True) -> Estimate:
     """Highest allocation of an optimizer step whose largest micro-batch is (batch, length).
 
     Args:

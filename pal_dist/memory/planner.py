@@ -104,7 +104,10 @@ def trace_plan(plan: Plan, config: MultiTaskBertConfig) -> Trace:
     ends = [*range(plan.work.tasks_in_step - 1), before]
     return trace(
         partial(build_for_trace, run, config, plan.options.checkpoint_layers),
-        [*[batch_of_size([8], names[:1])] * before, batch_of_size(plan.worst_batch.lengths, names[: plan.worst_batch.tasks])],
+        [
+            *[batch_of_size([8], names[:1])] * before,
+            batch_of_size(plan.worst_batch.lengths, names[: plan.worst_batch.tasks]),
+        ],
         after=separate_task_gradients(ends) if separate else None,
         loss=loss_of_segments({name: task.objective for name, task in config.task_table().items()}),
         optimizer=lambda model: build_optimizer(model, options, 1e-5),

@@ -101,7 +101,12 @@ class SelfAttention(nn.Module):
                 query = F.linear(asking_RD.to(weight.dtype), weight[:size], bias[:size])
                 weight, bias = weight[size:], bias[size:]
             joined = F.linear(hidden_TD.to(weight.dtype), weight, bias)
-        shape = (-1, 3 if query is None else 2, self.heads, joined.shape[1] // self.heads // (3 if query is None else 2))
+        shape = (
+            -1,
+            3 if query is None else 2,
+            self.heads,
+            joined.shape[1] // self.heads // (3 if query is None else 2),
+        )
         return None if query is None else query.view(len(query), *shape[2:]), joined.view(len(joined), *shape[1:])
 
     def _hooked(

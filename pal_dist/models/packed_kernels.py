@@ -147,6 +147,6 @@ def packed_attention(query_RHW: Tensor | None, joined: Tensor, rows: PackedRows,
         joined: (T, 3, H, W), queries, keys and values; (T, 2, H, W), keys and values, where `query_RHW` is given.
     """
     if not rows.tokens:  # a rank without rows of a task runs its modules all the same
-        return joined[:, 0] if query_RHW is None else query_RHW
+        return joined.sum(1) if query_RHW is None else query_RHW + joined.sum()
     kernel = choose_packed_kernel(kernel_target(joined), dtype=joined.dtype, head_width=joined.shape[-1])
     return KERNELS[kernel](query_RHW, joined, rows, p=p, scale=scale)

@@ -1,20 +1,16 @@
-"""Where the time of a training step goes, and what one more micro-batch costs in tokens.
+"""Where the time of a training step goes.
 
 python tests/bench/profile_step.py --data_dir DATA [--adapter none|pal] [--steps 12]
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pal_dist.config.resolve import resolve
-from pal_dist.data.batch import Batch
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 
@@ -28,24 +24,6 @@ KINDS = {
     "gradient norm": ("_foreach_norm", "linalg_vector_norm", "_foreach_mul_", "stack"),
     "embedding": ("index_select", "embedding_dense_backward", "embedding"),
 }
-
-
-def fixed_cost(trainer: Trainer) -> float:
-    """Tokens whose time equals that of starting one more forward and backward: intercept over slope of time(tokens)."""
-    task, times, tokens = trainer.run.tasks[0], [], []
-    for rows in (8, 16, 32, 64, 128) * 9:
-        ids = torch.randint(1000, 20000, (rows, 24))
-        batch = Batch(task.name, ids, torch.zeros_like(ids), None, torch.zeros(rows), rows * 24)
-        start = time.perf_counter()
-        trainer.engine.backward(task.objective.loss(trainer.engine.forward(batch), batch.labels_B), rows)
-        times.append(time.perf_counter() - start)
-        tokens.append(rows * 24)
-    medians = {
-        size: statistics.median(t for t, n in zip(times, tokens, strict=True) if n == size) for size in set(tokens)
-    }
-    slope, intercept = np.polyfit(list(medians), list(medians.values()), 1)
-    trainer.engine.optimizer.zero_grad()
-    return float(intercept / slope)
 
 
 def main() -> None:
@@ -85,7 +63,6 @@ def main() -> None:
             ((value, key) for key, value in own.items() if not any(key in n for n in KINDS.values())), reverse=True
         )
         print(f"{'everything else':30s} {1 - told:6.1%}   largest: {', '.join(key for _, key in rest[:5])}")
-        print(f"one more micro-batch costs as much as {fixed_cost(trainer):.0f} tokens")
 
 
 if __name__ == "__main__":

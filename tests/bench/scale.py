@@ -15,10 +15,11 @@ import numpy as np
 
 from pal_dist.cli import default_cache
 from pal_dist.config.resolve import resolve
-from pal_dist.core.units import round_up
+from pal_dist.data.batch import pack_batch
 from pal_dist.data.batching import Schedule, assign_micro_batches, micro_batches
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.tokenizer import load_tokenizer
+from pal_dist.data.worst_step import tokens_of
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.inputs import load_corpora, locate_inputs
 
@@ -38,33 +39,25 @@ def main() -> None:
     of_tasks = load_corpora(run, resolve_tasks(run.data.tasks), "train", sources, load_tokenizer(sources.model_dir))
     corpora, draw = list(of_tasks.values()), np.random.default_rng(0)
     lengths = [draw.choice(corpus.lengths, size).astype(np.int32) for corpus, size in zip(corpora, SIZES, strict=True)]
-    print("ranks  most tokens / mean  useful  cutting, us per example of the step")
+    print("ranks  most tokens / mean  assigning, us per example of the step")
     for ranks in (1, 2, 8, 64, 512):
         schedule = Schedule(Sampling("round_robin", SIZES, EACH * ranks), lengths)
-        most, useful, seconds = [], [], []
+        most, seconds = [], []
         for served in schedule.steps(0, STEPS):
-            tokens, text = np.zeros(ranks), 0
-            for task, rows, by_rank in assign_micro_batches(
-                served, lengths, budget=options.budget, ranks=ranks, multiple=8
-            ):
-                for rank, positions in enumerate(by_rank):
-                    if len(positions):
-                        piece = lengths[task][rows[positions]]
-                        tokens[rank] += len(positions) * round_up(int(piece.max()), 8)
-                        text += int(piece.sum())
+            micro_steps = assign_micro_batches(served, lengths, budget=options.budget, ranks=ranks)
+            tokens = np.array([[tokens_of(micro, lengths) for micro in by_rank] for by_rank in micro_steps]).sum(axis=0)
             most.append(tokens.max() / tokens.mean())
-            useful.append(text / tokens.sum())
             begun = time.perf_counter()
-            micro_batches(served, lengths, budget=options.budget, rank=0, ranks=ranks, multiple=8)
+            micro_batches(served, lengths, budget=options.budget, rank=0, ranks=ranks)
             seconds.append((time.perf_counter() - begun) / sum(len(rows) for _, rows in served))
-        print(f"{ranks:5}  {max(most):18.3f}  {np.mean(useful):6.3f}  {1e6 * median(seconds):.2f}")
+        print(f"{ranks:5}  {max(most):18.3f}  {1e6 * median(seconds):.2f}")
     times = []
     for _ in range(50):
         rows = draw.permutation(len(corpora[1]))[:64]
         begun = time.perf_counter()
-        batch = corpora[1].batch("para", rows, multiple=8)
-        times.append((time.perf_counter() - begun) / batch.input_ids_BL.numel())
-    print(f"padding: {1e9 * median(times):.0f} ns per token")
+        batch = pack_batch([("para", corpora[1].rows(rows))])
+        times.append((time.perf_counter() - begun) / batch.tokens)
+    print(f"packing: {1e9 * median(times):.0f} ns per token")
 
 
 if __name__ == "__main__":

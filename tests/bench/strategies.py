@@ -57,8 +57,7 @@ def ours(run: RunConfig) -> dict[str, float]:
 
 
 def plain(run: RunConfig) -> dict[str, float]:
-    """The same model and micro-batches in DistributedDataParallel, reduced after every micro-batch: with tasks that
-    take turns within a step it has no other right way (its no_sync leaves out parameters that the last one lacks)."""
+    """The same model and micro-batches in DistributedDataParallel, reduced after every micro-batch."""
     trainer = Trainer(set_up(run, {}, cache_dir=default_cache()))
     model = trainer.engine.model.train()
     wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
@@ -68,9 +67,12 @@ def plain(run: RunConfig) -> dict[str, float]:
         begun = time.perf_counter()
         count = sum(len(rows) for _, rows in served)
         for micro in trainer.run.micro_batches(served):
-            task = trainer.run.tasks[micro.task]
-            batch = list(trainer.run.corpora.train.values())[micro.task].batch(task.name, micro.rows)
-            (task.objective.loss(wrapped(batch), batch.labels_B) / count).backward()
+            batch = trainer.run.batch(micro)
+            losses = [
+                trainer.run.objectives[segment.task].loss(logits, batch.labels_R[segment.rows])
+                for segment, logits in zip(batch.segments, wrapped(batch), strict=True)
+            ]
+            (torch.stack(losses).sum() / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

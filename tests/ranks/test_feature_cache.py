@@ -20,6 +20,7 @@ import pal_dist.training.setup
 from pal_dist.cli import main
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
+from pal_dist.data.batch import pack_batch
 from pal_dist.models.encoder import Encoder
 from pal_dist.models.multi_task import build_model
 from pal_dist.training.feature_cache import FeatureCorpus
@@ -116,16 +117,16 @@ def test_the_encoder_rests_and_its_dropout_too(
     model: Any = trainer.engine.model.eval()
     for task, corpus in zip(trainer.run.tasks, trainer.run.corpora.train.values(), strict=True):
         rows = np.arange(5, 12)
-        texts = super(FeatureCorpus, corpus).batch(task.name, rows)  # type: ignore[misc]
-        cached = corpus.batch(task.name, rows)
-        assert cached.pooled_BD is not None
-        assert cached.tokens == cached.useful_tokens == texts.useful_tokens
+        texts = pack_batch([(task.name, super(FeatureCorpus, corpus).rows(rows))])  # type: ignore[misc]
+        cached = pack_batch([(task.name, corpus.rows(rows))])
+        assert cached.pooled_RD is not None
+        assert cached.tokens == texts.tokens
         with torch.no_grad():
-            torch.testing.assert_close(cached.pooled_BD, model.pooled(texts), rtol=1e-5, atol=1e-6)
-            assert torch.equal(cached.labels_B, texts.labels_B)
-            first = model.train()(cached)
-            assert not torch.equal(first, model(cached)), "the heads' dropout does not act"
-            assert torch.equal(model.eval()(cached), model(cached))
+            torch.testing.assert_close(cached.pooled_RD, model.pooled(texts), rtol=1e-5, atol=1e-6)
+            assert torch.equal(cached.labels_R, texts.labels_R)
+            first = model.train()(cached)[0]
+            assert not torch.equal(first, model(cached)[0]), "the heads' dropout does not act"
+            assert torch.equal(model.eval()(cached)[0], model(cached)[0])
     calls = []
     monkeypatch.setattr(Encoder, "forward", lambda *_, **__: calls.append(1))
     trainer = Trainer(set_up(trainer.config, {}, cache_dir=cold))

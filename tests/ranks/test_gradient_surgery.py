@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pal_dist.config.schema import RunConfig
+from pal_dist.data.batch import pack_batch
 from pal_dist.memory import find_device
 from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.planner import separate_task_gradients, trace_plan, workload_of
@@ -20,6 +21,7 @@ from pal_dist.optim.gradient_surgery import draw_others
 from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.setup import plan_steps
+from tests.support.laws import loss_of
 from tests.support.naive_pcgrad import naive_pcgrad, trace_of
 from tests.support.plain_surgery import plain_gradvac, plain_pcgrad
 from tests.support.random_runs import batch_of, config_of, loss_of, shape
@@ -42,8 +44,8 @@ def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
         count = sum(len(rows) for _, rows in served)
         gradients = []
         for index, rows in served:
-            batch = corpora[index].batch(tasks[index].name, rows)
-            (tasks[index].objective.loss(model(batch), batch.labels_B) / count).backward()
+            batch = pack_batch([(tasks[index].name, corpora[index].rows(rows))])
+            (loss_of(model, batch) / count).backward()
             gradients.append(torch.cat([parameter.grad.flatten() for parameter in shared]))
             for parameter in shared:
                 parameter.grad = None

@@ -218,7 +218,7 @@ def evaluate_on_a_small_card(run: RunConfig, cache_dir: Path) -> Any:
     engine = trainer.engine
 
     def small(_: Any, arguments: tuple[Any, ...]) -> None:
-        if engine.rank == 1 and arguments[0].input_ids_BL.numel() > 100:
+        if engine.rank == 1 and arguments[0].tokens > 100:
             full()
 
     found = []

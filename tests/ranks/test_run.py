@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pal_dist.cli import main
 from pal_dist.commands.train import train
 from pal_dist.core.errors import UserError
+from pal_dist.data.batch import pack_batch
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
 from tests.support.paths import ROOT
@@ -299,8 +300,9 @@ def test_bf16_follows_fp32(tiny_run, cache_dir: Path, tmp_path: Path) -> None:
         trainer.run.report.close()
         trainer.engine.close()
         assert {value.dtype for value in trainer.engine.model.parameters()} == {torch.float32}
-        batch = trainer.engine.to_device(next(iter(trainer.run.corpora.train.values())).batch("sst", np.arange(4)))
-        assert trainer.engine.forward(batch).dtype == torch.float32
+        rows = next(iter(trainer.run.corpora.train.values())).rows(np.arange(4))
+        (logits,) = trainer.engine.forward(trainer.engine.to_device(pack_batch([("sst", rows)])))
+        assert logits.dtype == torch.float32
         lines = (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
         losses[precision] = [entry["loss"]["sst"] for entry in map(json.loads, lines) if "loss" in entry]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from pal_dist.config.schema import RunConfig
+from pal_dist.data.batch import pack_batch
 from pal_dist.optim.task_weighting import LEARNED_VARIANCES
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
+from tests.support.laws import loss_of
 from tests.support.ranks import run_ranks
 from tests.support.training import fit
 
@@ -34,8 +36,7 @@ def gradients(run: RunConfig, cache_dir: Path) -> tuple[Gradients, Gradients]:
     total = torch.zeros(())
     for index, rows in served:
         task, corpus = trainer.run.tasks[index], list(trainer.run.corpora.train.values())[index]
-        batch = corpus.batch(task.name, rows)
-        mean = task.objective.loss(model(batch), batch.labels_B) / len(rows)
+        mean = loss_of(model, pack_batch([(task.name, corpus.rows(rows))])) / len(rows)
         if run.balance.weighting == "scale":
             labels = np.asarray(corpus.labels, dtype=np.float64)
             if task.objective.class_count:

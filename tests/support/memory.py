@@ -13,8 +13,8 @@ from pal_dist.memory.closed_form import step_bytes
 from pal_dist.memory.tracker import Tracker
 from tests.support.random_runs import batch_of, loss_of, random_run, shape, traced
 
-Sizes = list[tuple[int, int, str]]
-"""(examples, length, task) of each micro-batch."""
+Sizes = list[tuple[Any, ...]]
+"""(examples, length, tasks ...) of each micro-batch."""
 
 
 def real_step(model: nn.Module, optimizer: torch.optim.Optimizer, sizes: Sizes, precision: str = "fp32") -> None:
@@ -49,8 +49,8 @@ def measured_on_cpu(model: nn.Module, optimizer: torch.optim.Optimizer, sizes: S
 def closed_form_error(seed: int) -> float:
     """The closed form over the trace, less one, on a random run."""
     run = random_run(seed)
-    whole = traced(run.config, run.options, [batch_of(run.rows, run.length)] * run.micro_batches, run.device)
-    form = step_bytes(shape(run.config), run.options, run.rows, run.length, accumulates=run.micro_batches > 1)
+    whole = traced(run.config, run.options, run.batches, run.device)
+    form = step_bytes(shape(run.config), run.options, run.size, accumulates=run.micro_batches > 1)
     return form.peak / whole.peak - 1
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pal_dist.data.batch import Batch
+from pal_dist.data.batch import Batch, TextRows, pack_batch
 
 
 def padded(values_T: Tensor, lengths: list[int], fill: float = 0) -> Tensor:
@@ -26,3 +27,22 @@ def padded_inputs(batch: Batch) -> dict[str, Tensor]:
 def packed(values_RL: Tensor, lengths: list[int]) -> Tensor:
     """The reverse of `padded`."""
     return torch.cat([row[:length] for row, length in zip(values_RL, lengths, strict=True)])
+
+
+def packed_batch(task: str, input_ids_RL: Tensor, token_type_ids_RL: Tensor, mask_RL: Tensor) -> Batch:
+    """What other programs have padded, packed. Token types are taken from where they turn to 1."""
+    lengths = mask_RL.sum(dim=1).numpy().astype(np.int32)
+    second = (token_type_ids_RL.bool() & mask_RL.bool()).sum(dim=1).numpy()
+    return pack_batch(
+        [
+            (
+                task,
+                TextRows(
+                    packed(input_ids_RL, lengths.tolist()).numpy(),
+                    lengths,
+                    (lengths - second).astype(np.int32),
+                    np.zeros(len(lengths), dtype=np.float32),
+                ),
+            )
+        ]
+    )

@@ -9,8 +9,9 @@ import torch
 
 from pal_dist.config.schema import OptimizerConfig
 from pal_dist.data.batch import Batch
-from pal_dist.memory.closed_form import ModelShape, StepOptions, shape_of
+from pal_dist.memory.closed_form import ModelShape, PackedSize, StepOptions, shape_of
 from pal_dist.memory.devices import Device, find_device
+from pal_dist.memory.planner import batch_of_size, loss_of_segments
 from pal_dist.memory.trace import Trace, trace
 from pal_dist.models.adapters import Adapter
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
@@ -44,16 +45,12 @@ def config_of(
     )
 
 
-def batch_of(rows: int, length: int, task: str = "para", *, masked: bool = True) -> Batch:
-    mask = torch.ones(rows, length, dtype=torch.bool)
-    if masked:
-        mask[:, -1] = False
-    ids = torch.zeros(rows, length, dtype=torch.long)
-    return Batch(task, ids, ids.clone(), mask if masked else None, torch.zeros(rows), rows * length)
+def batch_of(rows: int, length: int, *tasks: str) -> Batch:
+    """Rows of one length, shared evenly by the tasks (one of them unless they are named)."""
+    return batch_of_size([length] * rows, tasks or NAMES[1:2])
 
 
-def loss_of(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return TASKS[batch.task].objective.loss(logits.float(), batch.labels_B)
+loss_of = loss_of_segments({name: TASKS[name].objective for name in NAMES})
 
 
 def build(config: MultiTaskBertConfig, checkpoint_layers: int = 0) -> MultiTaskBert:
@@ -97,9 +94,13 @@ class RandomRun:
     config: MultiTaskBertConfig
     options: StepOptions
     device: Device
-    rows: int
-    length: int
+    size: PackedSize
     micro_batches: int
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The micro-batches of its step."""
+        return [batch_of_size(self.size.lengths, NAMES[: self.size.tasks])] * self.micro_batches
 
 
 def random_run(seed: int, *, layers: tuple[int, ...] = (2, 3, 4, 6)) -> RandomRun:
@@ -130,4 +131,5 @@ def random_run(seed: int, *, layers: tuple[int, ...] = (2, 3, 4, 6)) -> RandomRu
     device = find_device("a100-40" if precision == "bf16" else chance.choice(["t4", "a100-40"]))
     length = chance.choice([16, 40, 64, 128, 200, 256, 512])
     rows = max(1, chance.choice([256, 1024, 4096, 8192, 16384]) // length)
-    return RandomRun(config, options, device, rows, length, chance.choice([1, 2]))
+    size = PackedSize(rows * length, rows, length, chance.choice([1, min(rows, 3)]))
+    return RandomRun(config, options, device, size, chance.choice([1, 2]))

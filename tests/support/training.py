@@ -14,6 +14,7 @@ import pal_dist.training.checkpoint
 import pal_dist.training.dev_metrics
 from pal_dist.commands.train import train
 from pal_dist.config.schema import RunConfig
+from pal_dist.data.batch import pack_batch
 from pal_dist.data.token_cache import Corpus, load_corpus
 from pal_dist.data.tokenizer import load_tokenizer
 from pal_dist.models.multi_task import build_model
@@ -21,6 +22,7 @@ from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.setup import plan_steps, set_up
 from pal_dist.training.trainer import Trainer
+from tests.support.laws import loss_of
 
 SHARED_OUT = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fsdp2"]
 
@@ -60,7 +62,7 @@ def corpora_of(run: RunConfig, cache_dir: Path) -> list[Corpus]:
 
 
 def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
-    """The same training written as plainly as can be: one padded batch a task, torch's own AdamW and clipping."""
+    """The same training written as plainly as can be: one batch a task, torch's own AdamW and clipping."""
     tasks = resolve_tasks(run.data.tasks)
     folder = Path(run.model.model)
     corpora = corpora_of(run, cache_dir)
@@ -76,8 +78,7 @@ def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
         for adapter in model.adapters.values():
             adapter.set_progress(step / total)
         for index, rows in served:
-            batch = corpora[index].batch(tasks[index].name, rows)
-            losses.append(tasks[index].objective.loss(model(batch), batch.labels_B))
+            losses.append(loss_of(model, pack_batch([(tasks[index].name, corpora[index].rows(rows))])))
         (torch.stack(losses).sum() / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), run.optimizer.max_gradient_norm)
         for group in optimizer.param_groups:

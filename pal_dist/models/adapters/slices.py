@@ -91,4 +91,3 @@ class AdapterSlices:
         slices = zip(*(each.split(sizes) for each in values), strict=True)
         pieces = [getattr(adapter, name)(*before, *own) for adapter, own in zip(self.adapters, slices, strict=True)]
         return side_by_side(pieces).to(values[-1].dtype)
-

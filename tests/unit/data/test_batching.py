@@ -1,4 +1,4 @@
-"""Batching: each example once a pass, none twice a step, within the budget, even over ranks, hardly any padding."""
+"""Batching: each example once a pass, none twice a step, within the budget, even over ranks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from pal_dist.config.resolve import settings
-from pal_dist.core.units import round_up
-from pal_dist.data.batching import Schedule, evaluation_batches, micro_batches, pack_micro_batches, pass_order
+from pal_dist.data.batching import (
+    MicroBatch,
+    Schedule,
+    assign_micro_batches,
+    evaluation_batches,
+    micro_batches,
+    pass_order,
+)
 from pal_dist.data.sampling import Sampling
 from tests.support.lengths import lengths_like_text
 
@@ -65,46 +71,84 @@ def test_a_step_can_be_reached_without_those_before() -> None:
             np.testing.assert_array_equal(rows, other_rows)
 
 
+def steps_of(counts: tuple[int, ...], seed: int = 0) -> tuple[list[tuple[int, np.ndarray]], list[np.ndarray]]:
+    """(what a step serves, lengths by task): so many rows of each task, out of three times as many."""
+    lengths = [lengths_like_text(3 * count, seed=seed + task) for task, count in enumerate(counts)]
+    draw = np.random.default_rng(seed)
+    return [(task, draw.permutation(3 * count)[:count]) for task, count in enumerate(counts)], lengths
+
+
+def tokens_of(micro: MicroBatch, lengths: list[np.ndarray]) -> int:
+    return sum(int(lengths[task][rows].sum()) for task, rows in micro.parts)
+
+
+@pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-@pytest.mark.parametrize("count", [1, 2, 7, 32, 200])
+@pytest.mark.parametrize("counts", [(1,), (2, 1, 1), (7, 30), (32, 32, 32), (200, 5, 60)])
 @pytest.mark.parametrize("budget", [130, 600, 4096])
-@pytest.mark.parametrize("multiple", [1, 8])
-def test_micro_batches_keep_within_the_budget(ranks: int, count: int, budget: int, multiple: int) -> None:
-    lengths = lengths_like_text(count, seed=count)
-    steps = pack_micro_batches(lengths, budget=budget, ranks=ranks, multiple=multiple)
-    assert all(len(step) == ranks for step in steps)
-    assert sorted(row for step in steps for rows in step for row in rows) == list(range(count))
-    for step in steps:
-        for rows in step:
-            if len(rows) > 1:
-                assert len(rows) * round_up(int(lengths[rows].max()), multiple) <= budget
+def test_every_row_once_within_the_budget(ranks: int, counts: tuple[int, ...], budget: int, separate: bool) -> None:
+    step_rows, lengths = steps_of(counts)
+    micro_steps = assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks, separate_tasks=separate)
+    assert all(len(by_rank) == ranks for by_rank in micro_steps)
+    for task, rows in step_rows:
+        dealt = [part for by_rank in micro_steps for micro in by_rank for own, part in micro.parts if own == task]
+        assert sorted(np.concatenate(dealt).tolist()) == sorted(rows.tolist())
+    for by_rank in micro_steps:
+        # Ranks run the same modules in the same order, also where they have no row of a task.
+        assert len({tuple(task for task, _ in micro.parts) for micro in by_rank}) == 1
+        for task, _ in by_rank[0].parts:
+            assert any(len(rows) for micro in by_rank for own, rows in micro.parts if own == task)
+        assert not separate or len(by_rank[0].parts) == 1
+        for micro in by_rank:
+            assert tokens_of(micro, lengths) <= budget
+            for task, rows in micro.parts:
+                assert (np.diff(lengths[task][rows]) <= 0).all(), "the longest first"
 
 
-def test_no_rank_waits_long_for_another() -> None:
-    """Tokens per rank differ by less than 5 % where there is enough to share."""
-    lengths = lengths_like_text(512)
-    for ranks in (2, 4):
-        steps = pack_micro_batches(lengths, budget=1024, ranks=ranks)
-        loads = [
-            sum(len(step[rank]) * int(lengths[step[rank]].max()) for step in steps if len(step[rank]))
-            for rank in range(ranks)
-        ]
-        assert max(loads) / np.mean(loads) < 1.05
+def test_a_step_that_fits_is_one_micro_batch() -> None:
+    step_rows, lengths = steps_of((32, 32, 32))
+    (alone,) = micro_batches(step_rows, lengths, budget=1 << 20, rank=0, ranks=1)
+    assert [(task, len(rows)) for task, rows in alone.parts] == [(0, 32), (1, 32), (2, 32)]
 
 
-def test_fillers_keep_ranks_in_step() -> None:
+@pytest.mark.parametrize("budget", [600, 1 << 20])
+@pytest.mark.parametrize("separate", [False, True])
+def test_no_rank_waits_long_for_another(budget: int, separate: bool) -> None:
+    """Tokens of a rank in a whole step differ by less than 3 % where there is enough to share."""
+    for ranks in (2, 4, 16):
+        step_rows, lengths = steps_of((32 * ranks, 32 * ranks, 32 * ranks), seed=ranks)
+        micro_steps = assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks, separate_tasks=separate)
+        loads = [sum(tokens_of(by_rank[rank], lengths) for by_rank in micro_steps) for rank in range(ranks)]
+        assert max(loads) / np.mean(loads) < 1.03
+
+
+def test_micro_batches_are_as_few_as_the_budget_allows() -> None:
+    step_rows, lengths = steps_of((64, 64, 64))
+    tokens = sum(int(lengths[task][rows].sum()) for task, rows in step_rows)
+    for budget in (500, 1000, 4000):
+        for ranks in (1, 2):
+            needed = -(-tokens // (budget * ranks))
+            count = len(assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks))
+            assert needed <= count <= needed + 1
+
+
+def test_a_rank_without_rows_has_an_empty_part() -> None:
     lengths = [lengths_like_text(3)]
-    shares = [
-        micro_batches([(0, np.array([0, 2]))], lengths, budget=500, rank=rank, ranks=4, multiple=1) for rank in range(4)
-    ]
-    assert len({len(share) for share in shares}) == 1
-    assert sum(micro.filler for share in shares for micro in share) == 2
-    assert sorted(int(row) for share in shares for micro in share if not micro.filler for row in micro.rows) == [0, 2]
+    shares = [micro_batches([(0, np.array([0, 2]))], lengths, budget=500, rank=rank, ranks=4) for rank in range(4)]
+    assert [len(share) for share in shares] == [1] * 4
+    assert sorted(micro.examples for (micro,) in shares) == [0, 0, 1, 1]
+    assert all([task for task, _ in micro.parts] == [0] for (micro,) in shares)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_evaluation_sees_every_example_once(ranks: int) -> None:
     lengths = lengths_like_text(500)
-    shares = [evaluation_batches(lengths, budget=900, rank=rank, ranks=ranks, multiple=1) for rank in range(ranks)]
+    shares = [evaluation_batches(lengths, budget=900, rank=rank, ranks=ranks) for rank in range(ranks)]
     assert sorted(int(row) for share in shares for rows in share for row in rows) == list(range(500))
-    assert all(len(rows) * lengths[rows].max() <= 900 for share in shares for rows in share)
+    assert all(lengths[rows].sum() <= 900 for share in shares for rows in share)
+    assert sum(map(len, shares)) <= 1.2 * lengths.sum() / 900 + 1
+
+
+def test_a_row_longer_than_the_budget_stands_alone() -> None:
+    lengths = np.array([5, 900, 7, 1], dtype=np.int32)
+    assert [rows.tolist() for rows in evaluation_batches(lengths, budget=10, rank=0, ranks=1)] == [[1], [2], [0, 3]]

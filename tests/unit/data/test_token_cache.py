@@ -10,10 +10,12 @@ from transformers import AutoTokenizer
 
 from pal_dist.core.atomic_io import draft_of
 from pal_dist.core.errors import UserError
+from pal_dist.data.batch import pack_batch
 from pal_dist.data.readers import Example, read_rows
 from pal_dist.data.token_cache import load_corpus
 from pal_dist.data.tokenizer import load_tokenizer
 from pal_dist.tasks.registry import TASKS
+from tests.support.padding import padded_inputs
 from tests.support.tiny_run import sst_corpus
 
 PARA = TASKS["para"]
@@ -41,7 +43,7 @@ class TestCorpus:
         assert len(corpus) == len(rows) == 1998
         assert corpus.report.bad_rows == 2
         chosen = np.array([0, 5, 77, 1997, int(corpus.lengths.argmax())])
-        batch = corpus.batch("para", chosen)
+        batch = pack_batch([("para", corpus.rows(chosen))])
         expected = reference(
             [rows[i].text_a for i in chosen],
             [rows[i].text_b for i in chosen],
@@ -50,10 +52,9 @@ class TestCorpus:
             padding=True,
             return_tensors="pt",
         )
-        assert batch.input_ids_BL.tolist() == expected["input_ids"].tolist()
-        assert batch.token_type_ids_BL.tolist() == expected["token_type_ids"].tolist()
-        assert batch.mask_BL.long().tolist() == expected["attention_mask"].tolist()
-        assert batch.labels_B.tolist() == [rows[i].label for i in chosen]
+        for name, values in padded_inputs(batch).items():
+            assert values.tolist() == expected[name].tolist(), name
+        assert batch.labels_R.tolist() == [rows[i].label for i in chosen]
         assert [corpus.id(i) for i in chosen] == [rows[i].id for i in chosen]
         long = [len(reference(row.text_a, row.text_b)["input_ids"]) > 40 for row in rows]
         assert corpus.report.truncated == sum(long)

@@ -34,14 +34,15 @@ def test_precision_by_capability(asked: str, capability: tuple[int, int] | None,
 def test_halved_and_doubled() -> None:
     scale = LossScale(1024.0, patience=3)
     gradients = [torch.full((2,), 2048.0), torch.ones(1)]
-    assert not scale.unscale(gradients)
+    assert not scale.unscale(gradients).item()
     assert gradients[0].tolist() == [2.0, 2.0]
-    assert scale.unscale([torch.tensor([float("inf")]), torch.ones(1)])
-    scale.update(True)
-    assert scale.scale == 512.0
+    overflow = scale.unscale([torch.tensor([float("inf")]), torch.ones(1)])
+    assert overflow.item() == 1.0
+    scale.update(overflow)
+    assert scale.state_dict() == {"scale": 512.0, "fine": 0}
     for _ in range(3):
-        scale.update(False)
-    assert scale.scale == 1024.0
+        scale.update(torch.zeros(()))
+    assert scale.state_dict() == {"scale": 1024.0, "fine": 0}
     other = LossScale()
     other.load_state_dict(scale.state_dict())
     assert other.state_dict() == scale.state_dict()

@@ -13,7 +13,7 @@ from pal_dist.distributed import task_gradients
 from pal_dist.distributed.task_gradients import TaskGradients
 from pal_dist.models.multi_task import build_model
 from pal_dist.tasks.registry import resolve_tasks
-from tests.support.laws import random_batch
+from tests.support.laws import loss_of, random_batch
 
 
 @pytest.mark.parametrize("piece", [1, 8, 1000])
@@ -41,8 +41,7 @@ def test_the_model_s_own_parts_are_left_alone(tiny_bert: Path) -> None:
     gradients = TaskGradients(model.shared_parameters(), 2, ranks=1)
     own = {}
     for number, task in enumerate(model.heads):
-        batch = random_batch(model, task)
-        model.config.task_table()[task].objective.loss(model(batch), batch.labels_B).backward()
+        loss_of(model, random_batch(model, task)).backward()
         gradients.set_aside(number, last=number == 1)
         own[task] = [p.grad.clone() for p in model.task_parts()[task].parameters()]
     gradients.merge(torch.tensor([0.0, 2.0]))

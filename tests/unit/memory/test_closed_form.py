@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pal_dist.memory.closed_form import StepOptions, optimizer_bytes, step_bytes
+from pal_dist.memory.closed_form import PackedSize, StepOptions, optimizer_bytes, step_bytes
 from tests.support.random_runs import batch_of, random_run, shape, traced
 
 
@@ -15,7 +15,7 @@ def test_it_takes_microseconds() -> None:
     model = shape(run.config)
     begun = time.process_time()
     for _ in range(100):
-        step_bytes(model, run.options, 32, 128)
+        step_bytes(model, run.options, PackedSize(4096, 32, 128, 3))
     assert (time.process_time() - begun) / 100 < 2e-3
 
 

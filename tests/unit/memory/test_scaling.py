@@ -22,7 +22,7 @@ SHAPE = shape(config_of(768, 12, 12, width=204))
 
 def plan(gpus: int = 8, nodes: int = 64, kind: str = "a100-40", strategy: str = "ddp", **changes: Any) -> Plan:
     machine = Machine(replace(find_device(kind), **changes), gpus, nodes)
-    work = Workload(SHAPE, rows=32, longest=128, mean_length=30.0, tasks=3, examples=96 * machine.ranks)
+    work = Workload(SHAPE, (32, 32, 32), 128, 30.0, examples=96 * machine.ranks, tasks_in_step=3, most_tokens=96 * 128)
     return Plan(work, machine, StepOptions("bf16", "sdpa", 0, "adamw"), strategy, tokens=4096)
 
 

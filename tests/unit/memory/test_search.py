@@ -26,7 +26,7 @@ from tests.support.random_runs import random_run, shape
 
 @pytest.fixture(scope="module")
 def work() -> Workload:
-    return Workload(shape(random_run(2).config), 64, 128, 60.0, 3, 192)
+    return Workload(shape(random_run(2).config), (64, 64, 64), 128, 60.0, 192, 3, 3 * 64 * 128)
 
 
 def test_more_memory_is_never_slower(work: Workload) -> None:

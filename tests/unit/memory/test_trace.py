@@ -15,7 +15,7 @@ from tests.support.random_runs import batch_of, build, config_of, optimizer_of, 
 
 def test_equals_real_allocations_on_a_cpu() -> None:
     config = config_of(96, 2, 4, "pal", 48, 4, vocab_size=500)
-    sizes = [(12, 64, "sst"), (8, 50, "para"), (4, 80, "sts")]
+    sizes = [(12, 64, "sst", "para", "sts"), (8, 50, "para"), (4, 80, "sts")]
     step = traced(config, StepOptions("bf16", checkpoint_layers=2), [batch_of(*size) for size in sizes], None)
     model = build(config, 2).train()
     measured = measured_on_cpu(model, optimizer_of(model, "adamw"), sizes, "bf16")

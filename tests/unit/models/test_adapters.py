@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import BertConfig
 
+from pal_dist.data.batch import Batch, pack_batch
 from pal_dist.models.adapters import Adapter, Geometry
+from pal_dist.models.adapters.slices import AdapterSlices
 from pal_dist.models.convert import convert_state_dict
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
+from pal_dist.models.packed_rows import PackedRows
 from tests.support import laws
+from tests.support.padding import packed, packed_batch
 from tests.support.tiny_model import TASKS_OF_THREE, tiny_config
 
 
@@ -72,24 +77,26 @@ def test_golden_vectors_of_the_authors_program(kind: str, shared: Path) -> None:
     )
     model = MultiTaskBert(config).double().eval()
     model.load_state_dict(converted.state, strict=True)
-    inputs = golden["input_ids"], golden["token_type_ids"], golden["attention_mask"].bool()
+    close = {"rtol": 0, "atol": 1e-9}
     for index, task in enumerate(TASKS_OF_THREE):
-        adapter = model.adapters[task]
-        hidden = model.bert(*inputs, adapter=adapter)
-        first = model.bert(*inputs, adapter=adapter, first_only=True)
-        pooled = model.pool(first, inputs[2])
-        close = {"rtol": 0, "atol": 1e-9}
-        torch.testing.assert_close(hidden, golden[f"out.last_hidden.{index}"], **close)
+        batch = packed_batch(task, golden["input_ids"], golden["token_type_ids"], golden["attention_mask"])
+        inputs = batch.input_ids_T, batch.token_type_ids_T, batch.positions_T
+        rows = PackedRows(batch.row_starts, batch.lengths)
+        slices = AdapterSlices([model.adapters[task]], rows, [rows])
+
+        def golden_rows(name: str, index: int = index, batch: Batch = batch) -> torch.Tensor:
+            return packed(golden[f"out.{name}.{index}"], batch.lengths.tolist())
+
+        torch.testing.assert_close(model.bert(*inputs, rows, adapters=slices), golden_rows("last_hidden"), **close)
+        first = model.bert(*inputs, rows, adapters=slices, first_only=True)
+        pooled = model.pool(first, rows)
         torch.testing.assert_close(pooled, golden[f"out.pooled.{index}"], **close)
         torch.testing.assert_close(model.heads[task](pooled), golden[f"out.logits.{index}"], **close)
         seen = []
         hook = model.bert.encoder.layer[0].register_forward_hook(lambda module, given, out, seen=seen: seen.append(out))
-        batch = laws.random_batch(model, task)._replace(
-            input_ids_BL=inputs[0], token_type_ids_BL=inputs[1], mask_BL=inputs[2]
-        )
-        logits = model(batch)
+        (logits,) = model(batch)
         hook.remove()
-        torch.testing.assert_close(seen[0], golden[f"out.first_hidden.{index}"], **close)
+        torch.testing.assert_close(seen[0], golden_rows("first_hidden"), **close)
         if index == 0:
             logits.square().sum().backward()
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
@@ -150,10 +157,45 @@ def counts_of(kind: str, tasks: list[int]) -> tuple[int, int]:
     return model.parameter_counts()["total"] - adapters, adapters
 
 
+def one_row(length: int) -> PackedRows:
+    return PackedRows(torch.tensor([0, length], dtype=torch.int32), np.array([length], dtype=np.int32))
+
+
+@pytest.mark.parametrize("kind", Adapter.registry)
+@pytest.mark.parametrize("first_only", [False, True])
+def test_tasks_together_are_tasks_one_by_one(kind: str, first_only: bool) -> None:
+    """Law 10: what is computed for all tasks at once, and without calling modules, is what each adapter says alone."""
+    model = MultiTaskBert(tiny_config(kind, pooling="pooler" if first_only else "mean")).double().eval()
+    for parameter in model.adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    batch = pack_batch([(task, laws.random_rows(model, task, [12, 12, 5])) for task in TASKS_OF_THREE])
+    together = model(batch)
+    model.keep_no_weight_copies()
+    for fast, plain in zip(together, model(batch), strict=True):
+        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", Adapter.registry)
+def test_a_task_without_rows_takes_part(kind: str) -> None:
+    """Every rank runs the same modules; where it has no row of a task, that task's gradients are zero."""
+    model = MultiTaskBert(tiny_config(kind)).train()
+    lengths = {"sst": [9, 5], "para": [], "sts": [7]}
+    laws.loss_of(
+        model, pack_batch([(task, laws.random_rows(model, task, own)) for task, own in lengths.items()])
+    ).backward()
+    for name, value in model.named_parameters():
+        assert value.grad is not None, name
+        assert value.grad.isfinite().all(), name
+    assert all(not value.grad.any() for value in model.task_parts()["para"].parameters())
+    model.zero_grad()
+    laws.loss_of(model, pack_batch([(task, laws.random_rows(model, task, [])) for task in lengths])).backward()
+    assert all(value.grad is not None and not value.grad.any() for value in model.parameters())
+
+
 def test_only_chosen_layers_carry_adapters() -> None:
     model = MultiTaskBert(tiny_config(adapter_layers=[2]))
     assert list(model.adapters["sst"].attention) == ["2"]
-    assert model.adapters["sst"].residual(0, torch.zeros(1, 4, 24), torch.zeros(1, 4, 24), None, 4) is None
+    assert model.adapters["sst"].residual(0, torch.zeros(4, 24), torch.zeros(4, 24), one_row(4), False) is None
     laws.assert_everything_moves(model)
 
 
@@ -173,9 +215,9 @@ def test_waking_changes_nothing() -> None:
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter)
     torch.nn.init.zeros_(adapter.gates["1"])
-    hidden = torch.randn(2, 5, 24)
+    hidden, rows = torch.randn(5, 24), one_row(5)
     adapter.set_progress(0.0)
-    assert adapter.residual(1, hidden, hidden, None, 5) is None
-    assert adapter.residual(2, hidden, hidden, None, 5) is not None
+    assert adapter.residual(1, hidden, hidden, rows, False) is None
+    assert adapter.residual(2, hidden, hidden, rows, False) is not None
     adapter.set_progress(0.25)
-    assert not adapter.residual(1, hidden, hidden, None, 5).any()
+    assert not adapter.residual(1, hidden, hidden, rows, False).any()

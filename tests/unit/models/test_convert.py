@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from pal_dist.core.errors import UserError
 from pal_dist.models.convert import convert_files, convert_state_dict
 from pal_dist.models.multi_task import load_model
-from tests.support import laws
+from tests.support.padding import packed_batch
 
 
 class TestConvert:
@@ -60,8 +60,5 @@ class TestConvert:
             tmp_path / "pytorch_model.bin", tmp_path / "bert_config.json", ["sst", "para", "sts"], tmp_path / "out"
         )
         model = load_model(tmp_path / "out").double().eval()
-        inputs = golden["input_ids"], golden["token_type_ids"], golden["attention_mask"].bool()
-        batch = laws.random_batch(model, "sst")._replace(
-            input_ids_BL=inputs[0], token_type_ids_BL=inputs[1], mask_BL=inputs[2]
-        )
-        torch.testing.assert_close(model(batch), golden["out.logits.0"], rtol=0, atol=1e-5)
+        batch = packed_batch("sst", golden["input_ids"], golden["token_type_ids"], golden["attention_mask"])
+        torch.testing.assert_close(model(batch)[0], golden["out.logits.0"], rtol=0, atol=1e-5)

@@ -43,8 +43,10 @@ def test_others_ask_the_model_about_its_parts() -> None:
 
 @pytest.mark.parametrize("kind", Adapter.registry)
 def test_parameters_that_are_read_without_a_call(kind: str) -> None:
-    """All others belong to modules that are called: ZeRO-3 gathers a module's parameters when it is."""
+    """All others belong to modules that are called, or stand inside of one that reads them all: ZeRO-3 gathers a
+    module's parameters when it is called, and keeps no copies of weights."""
     model = MultiTaskBert(tiny_config(kind)).train()
+    model.keep_no_weight_copies()
     called_modules: set[nn.Module] = set()
 
     def note(module: nn.Module, inputs: object) -> None:
@@ -55,6 +57,8 @@ def test_parameters_that_are_read_without_a_call(kind: str) -> None:
     for task in model.heads:
         model(random_batch(model, task))
     called = {id(parameter) for module in called_modules for parameter in module.parameters(recurse=False)}
+    whole = [module for module in model.modules_read_whole() if module in called_modules]
+    called |= {id(parameter) for module in whole for parameter in module.parameters()}
     listed = {id(parameter) for _, parameter in model.parameters_read_directly()}
     assert called_modules.issuperset(reader for reader, _ in model.parameters_read_directly())
     assert listed.isdisjoint(called)
