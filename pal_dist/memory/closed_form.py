@@ -3,7 +3,7 @@
 Every term is a tensor that the step keeps or makes; a test holds the sum to the trace on random configurations
 (tests/ranks/test_closed_form.py). It knows this project's model alone; `trace` knows any.
 
-Shapes: B examples, L tokens, N = B * L, D hidden, F intermediate, A heads, R width of the adapter.
+Shapes: D hidden, F intermediate, R width of the adapter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETER
 from pal_dist.models.adapters.pal import ProjectedAttentionLayers
 from pal_dist.models.encoder import is_checkpointed
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
-from pal_dist.models.packed_kernels import HEAD_WIDTH_MULTIPLE
+from pal_dist.models.packed_kernels import FLASH_BLOCK, HEAD_WIDTH_MULTIPLE
 
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes: elements from which a state is kept in 8 bits; elements that share a 4-byte maximum."""
@@ -41,11 +41,11 @@ class ModelShape:
     adapter_width: int
     adapter_heads: int
     """0: the adapter is no PAL."""
-    saved_by_adapter: tuple[int, int]
-    """Elements that the adapter keeps for each token and layer, beside a PAL's; without and with copies of inputs."""
+    saved_by_adapter: int
+    """Elements that the adapter keeps for each token and layer, beside a PAL's."""
     on_top: tuple[tuple[int, int, int], tuple[int, int, int]]
     """(elements for each token, layers of attention, heads of each) that the adapter keeps on top of the encoder;
-    without and with copies of inputs."""
+    in float32 and in 16 bits."""
     trained: tuple[tuple[int, bool], ...]
     """(elements, whether it is an embedding) of each trained parameter."""
     frozen: int
@@ -79,6 +79,8 @@ class StepOptions:
     checkpoint_layers: int = 0
     """Every how many layers one is computed again in backward; 0: none."""
     optimizer: str = "adamw"
+    has_flash: bool = True
+    """The device has packed flash attention in 16 bits; otherwise it takes memory-efficient attention."""
 
     @property
     def autocast(self) -> bool:
@@ -113,7 +115,6 @@ def shape_of(model: MultiTaskBert, config: MultiTaskBertConfig) -> ModelShape:
     parameters = list(model.parameters())
     one_layer, one_adapter = model.encoder_layers[0], next(iter(model.task_adapters.values()))
     has_parameters = any(True for _ in one_adapter.parameters())
-    saved = one_adapter.saved_elements(copies=False), one_adapter.saved_elements(copies=True)
     return ModelShape(
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
@@ -123,8 +124,11 @@ def shape_of(model: MultiTaskBert, config: MultiTaskBertConfig) -> ModelShape:
         adapter_layers=frozenset(config.geometry().layers) if has_parameters else frozenset(),
         adapter_width=config.adapter_hidden,
         adapter_heads=config.adapter_heads if isinstance(one_adapter, ProjectedAttentionLayers) else 0,
-        saved_by_adapter=saved if has_parameters else (0, 0),
-        on_top=(one_adapter.saved_elements_on_top(copies=False), one_adapter.saved_elements_on_top(copies=True)),
+        saved_by_adapter=one_adapter.saved_elements() if has_parameters else 0,
+        on_top=(
+            one_adapter.saved_elements_on_top(in_16_bits=False),
+            one_adapter.saved_elements_on_top(in_16_bits=True),
+        ),
         trained=tuple((p.numel(), id(p) in embeddings) for p in parameters if p.requires_grad),
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
         layer_matrices=sum(p.numel() for p in one_layer.parameters() if p.ndim > 1),
@@ -150,50 +154,45 @@ def optimizer_bytes(shape: ModelShape, optimizer: str) -> int:
     return total
 
 
-def saved_by_layer(
-    shape: ModelShape, options: StepOptions, batch: int, length: int, *, adapter: bool, queries: int
-) -> int:
-    """Bytes that one encoder layer and the adapter beside it keep for backward, its output included, its input not."""
-    width = options.compute_bytes
-    masks = 1 if shape.dropout else 0
-    every, asked = batch * length, batch * queries
-    D, F = shape.hidden, shape.intermediate
+def saved_by_layer(shape: ModelShape, options: StepOptions, size: PackedSize, *, adapter: bool, asked: int) -> int:
+    """Bytes that one encoder layer and the adapter beside it keep for backward, its output included, its input not.
+
+    Args:
+        asked: tokens whose results are wanted: all, or one a row.
+    """
+    width, masks = options.compute_bytes, 1 if shape.dropout else 0
+    D, F, every = shape.hidden, shape.intermediate, size.tokens
     saved = width * (asked + 2 * every) * D  # query, key, value
-    saved += _scores(shape.heads, options, batch, length, queries, masks)
-    if options.autocast:  # each linear keeps a copy of its input in the low precision
-        saved += width * (asked + 2 * every) * D + width * asked * D
+    saved += width * D * asked if asked != every else 0  # the tokens that ask
+    saved += _scores(shape.heads, options, size, asked, masks)
     saved += width * asked * D  # context
-    saved += 2 * (
-        4 * asked * D + masks * asked * D + 8 * asked
-    )  # before each LayerNorm, its statistics, dropout's mask
-    if not options.autocast:
-        saved += 2 * 4 * asked * D  # after each LayerNorm
+    saved += 2 * ((width + masks) * asked * D + 8 * asked)  # dropout's mask; what LayerNorm reads, its statistics
+    saved += 2 * width * asked * D  # what LayerNorm gives
     saved += 2 * width * asked * F  # before and after the activation
     if adapter:
-        saved += width * asked * shape.saved_by_adapter[options.autocast]
-        saved += _saved_by_pal(shape, options, batch, length, queries, masks) if shape.adapter_heads else 0
+        saved += width * asked * shape.saved_by_adapter
+        saved += _saved_by_pal(shape, options, size, asked, masks) if shape.adapter_heads else 0
     return saved
 
 
-def _saved_by_pal(shape: ModelShape, options: StepOptions, batch: int, length: int, queries: int, masks: int) -> int:
-    width = options.compute_bytes
-    every, asked = batch * length, batch * queries
+def _saved_by_pal(shape: ModelShape, options: StepOptions, size: PackedSize, asked: int, masks: int) -> int:
+    width, every = options.compute_bytes, size.tokens
     R, heads = shape.adapter_width, shape.adapter_heads
-    saved = width * every * shape.hidden if options.autocast else 0  # the copy that `down` keeps
-    saved += width * every * R  # down
-    padded = round_up(ceil_div(R, heads), HEAD_WIDTH_MULTIPLE) * heads if options.attention == "sdpa" else R
-    saved += width * (asked + 2 * every + asked) * padded  # query, key, value, context, padded for the fused kernels
-    saved += width * asked * R if padded != R else 0  # the context without the padding
-    saved += _scores(heads, options, batch, length, queries, masks)
+    saved = width * every * R  # down
+    saved += width * asked * R if asked != every else 0
+    padded = round_up(ceil_div(R, heads), HEAD_WIDTH_MULTIPLE) * heads
+    saved += width * (asked + 2 * every + asked) * padded  # query, key, value, context
+    saved += _scores(heads, options, size, asked, masks)
     return saved + width * asked * shape.hidden  # before the gelu
 
 
-def _scores(heads: int, options: StepOptions, batch: int, length: int, queries: int, masks: int) -> int:
-    if options.attention == "sdpa":
-        return 4 * batch * heads * round_up(queries, 32)  # logarithms of sums, one a row
-    # Probabilities in float32; after dropout, or in the low precision, once more; dropout's mask.
-    again = 2 if options.autocast else 4 * masks
-    return batch * heads * queries * length * (4 + again + masks)
+def _scores(heads: int, options: StepOptions, size: PackedSize, asked: int, masks: int) -> int:
+    """Bytes that attention keeps beside query, key, value and context."""
+    if options.attention == "eager":  # probabilities, and dropout's mask
+        return heads * asked * size.length * (options.compute_bytes + masks)
+    if options.autocast and options.has_flash:
+        return 4 * heads * asked  # logarithms of sums
+    return 4 * heads * len(size.lengths) * round_up(1 if asked != size.tokens else size.length, 32)
 
 
 @dataclass(frozen=True)
@@ -204,16 +203,16 @@ class Estimate:
     categories: dict[str, int]
 
 
-def step_bytes(shape: ModelShape, options: StepOptions, size: PackedSize, *, accumulates: bool = True) -> Estimate:
-    """Highest allocation of an optimizer step whose largest micro-batch is (batch, length).
+def step_bytes(
+    shape: ModelShape, options: StepOptions, size: PackedSize, *, accumulates: bool = True
+) -> Estimate:
+    """Highest allocation of an optimizer step whose largest micro-batch is of this size.
 
     Args:
         accumulates: the step has several micro-batches, so all gradients are alive while the largest is computed.
     """
-    step = _Step(shape, options, size.rows, size.length, accumulates)
-    new_gradient = 4 * shape.vocabulary * shape.hidden if accumulates else 0  # of the word embedding
-    at_the_embeddings = _Moment(step.embeddings, 0, 2 * step.unit + new_gradient, step.all_gradients)
-    worst = max([*step.forward(), *step.backward(), at_the_embeddings], key=sum)
+    step = _Step(shape, options, size, accumulates)
+    worst = max([*step.forward(), *step.backward(), step.at_the_embeddings(), step.at_the_update()], key=sum)
     categories = {
         PARAMETERS: 4 * shape.parameters,
         GRADIENTS: worst.gradients,
@@ -237,30 +236,31 @@ class _Moment(NamedTuple):
 class _Step:
     """One micro-batch going through the model."""
 
-    def __init__(self, shape: ModelShape, options: StepOptions, batch: int, length: int, accumulates: bool):
-        self.shape, self.options, self.accumulates = shape, options, accumulates
-        size, self.last = batch * length, shape.layers - 1
-        self.unit = 4 * size * shape.hidden  # one hidden state in float32
-        self.masks = size * shape.hidden if shape.dropout else 0
-        self.intermediate = options.compute_bytes * size * shape.intermediate
-        self.embeddings = self.unit + self.masks + 8 * size + (0 if options.autocast else self.unit)
+    def __init__(self, shape: ModelShape, options: StepOptions, size: PackedSize, accumulates: bool):
+        self.shape, self.options, self.size, self.accumulates = shape, options, size, accumulates
+        self.last = shape.layers - 1
+        width = options.compute_bytes
+        self.unit = width * size.tokens * shape.hidden  # one hidden state
+        self.mask = size.tokens * shape.hidden if shape.dropout else 0
+        self.wide = width * size.tokens * shape.intermediate
+        wide_unit = 4 * size.tokens * shape.hidden
+        # What LayerNorm reads, its statistics, dropout's mask, what the first layer reads; the batch itself.
+        self.embeddings = wide_unit + self.mask + self.unit + (8 + 12) * size.tokens
         self.all_gradients = 4 * shape.trained_parameters
-        square = 4 * batch * length * length if options.attention == "eager" else 0
-        self.scores = shape.heads * square
-        self.adapter_scores = shape.adapter_heads * square if shape.adapter_layers else 0
+        self.copies = 0
+        if options.autocast:
+            tasks_matrices = size.tasks * shape.adapter_matrices if shape.adapter_layers else 0
+            self.copies = 2 * (shape.layers * shape.layer_matrices + tasks_matrices)
         elements, depth, heads = shape.on_top[options.autocast]
-        self.on_top = options.compute_bytes * size * elements
-        self.on_top += _scores(depth * heads, options, batch, length, length, int(shape.dropout))
-        self.top_scores = heads * square
+        self.on_top = width * size.tokens * elements
+        self.on_top += depth * _scores(heads, options, size, size.tokens, int(shape.dropout)) if depth else 0
         self.saved: list[int] = []
         self.left_by_forward: list[int] = []  # all that a layer saves, or its input alone where it is recomputed
         for layer in range(shape.layers):
-            queries = 1 if self.first_only(layer) else length
+            asked = len(size.lengths) if self.first_only(layer) else size.tokens
             adapter = layer in shape.adapter_layers
-            self.saved.append(saved_by_layer(shape, options, batch, length, adapter=adapter, queries=queries))
+            self.saved.append(saved_by_layer(shape, options, size, adapter=adapter, asked=asked))
             self.left_by_forward.append(self.unit if self.is_recomputed(layer) else self.saved[-1])
-        pal = shape.adapter_heads > 0
-        self.saved_by_pal = _saved_by_pal(shape, options, batch, length, length, int(shape.dropout)) if pal else 0
 
     def first_only(self, layer: int) -> bool:
         return self.shape.first_only and layer == self.last
@@ -268,21 +268,34 @@ class _Step:
     def is_recomputed(self, layer: int) -> bool:
         return is_checkpointed(layer, self.options.checkpoint_layers)
 
-    def score_gradients(self, scores: int) -> int:
-        """How much of the scores' gradients is alive beyond what backward has let go of by then."""
-        return int(scores * (1.5 if self.options.autocast else 1 if self.shape.dropout else 2))
+    def scores(self, heads: int) -> int:
+        """Bytes of one value for each pair of tokens of a row, where attention makes them at all."""
+        if self.options.attention != "eager":
+            return 0
+        return self.options.compute_bytes * heads * self.size.tokens * self.size.length
+
+    def attention_temporaries(self, heads: int, width: int, asked: int) -> int:
+        """Alive while attention goes backward, beside what it keeps: gradients of its output, of query, key and value,
+        and what the kernel works with."""
+        padded = heads * round_up(ceil_div(width, heads), HEAD_WIDTH_MULTIPLE)
+        each, of_asked = (self.options.compute_bytes * tokens * padded for tokens in (self.size.tokens, asked))
+        if self.options.attention == "eager":
+            copies_of_scores = 3 if self.shape.dropout else 2
+            return 3 * each + 2 * of_asked + copies_of_scores * self.scores(heads) * asked // self.size.tokens
+        in_kernel = 0
+        if self.options.autocast and self.options.has_flash:
+            rounded = asked + FLASH_BLOCK * len(self.size.lengths)
+            in_kernel = 4 * rounded * heads * (round_up(ceil_div(width, heads), 32) + 1)
+        return 2 * each + 2 * of_asked + in_kernel
 
     def forward(self) -> Iterator[_Moment]:
-        shape, unit = self.shape, self.unit
         resident = self.all_gradients if self.accumulates else 0
-        copies = 2 * (shape.layers * shape.layer_matrices + shape.adapter_matrices) if self.options.autocast else 0
-        at_the_end = unit if shape.first_only else (4 if shape.adapter_layers else 3) * unit
-        at_the_end += self.score_gradients(self.top_scores)
-        yield _Moment(self.embeddings + sum(self.left_by_forward) + self.on_top, copies, at_the_end, resident)
-        full = self.last - 1 if shape.first_only and self.last else self.last
+        activations = self.embeddings + sum(self.left_by_forward) + self.on_top
+        yield _Moment(activations, self.copies, 0 if self.shape.first_only else 2 * self.unit, resident)
+        full = self.last - 1 if self.shape.first_only and self.last else self.last
         if self.is_recomputed(full):  # it keeps nothing, but what it computes is alive for a while
-            running = 3 * unit + max(2 * self.intermediate, 3 * self.scores, 3 * self.adapter_scores)
-            yield _Moment(self.embeddings + sum(self.left_by_forward[: full + 1]), copies, running, resident)
+            running = 3 * self.unit + max(2 * self.wide, 3 * self.scores(self.shape.heads))
+            yield _Moment(self.embeddings + sum(self.left_by_forward[: full + 1]), self.copies, running, resident)
 
     def backward(self) -> Iterator[_Moment]:
         shape, options, unit = self.shape, self.options, self.unit
@@ -290,28 +303,25 @@ class _Step:
         for layer in range(self.last, -1, -1):
             gradients = self.all_gradients if self.accumulates else (self.last - layer) * a_layer
             below = self.embeddings + sum(self.left_by_forward[:layer]) + (unit if self.is_recomputed(layer) else 0)
-            layers_copied = sum(1 for lower in range(layer + 1) if lower == layer or not self.is_recomputed(lower))
-            copies = 2 * shape.layer_matrices * layers_copied if options.autocast else 0
-            activations = below + self.saved[layer]
-            if self.is_recomputed(layer) and not options.autocast:
-                activations -= unit  # recomputation stops before the layer's output, which nothing needs
+            activations = below + self.saved[layer] - unit  # nothing needs its output any more
+            asked = len(self.size.lengths) if self.first_only(layer) else self.size.tokens
+            of_attention = self.attention_temporaries(shape.heads, shape.hidden, asked) + unit * asked // self.size.tokens
             if self.first_only(layer):
-                yield _Moment(activations, copies, (2 if options.autocast else 3) * unit, gradients)
+                yield _Moment(activations, self.copies, of_attention, gradients)
                 continue
-            if self.is_recomputed(layer) and options.autocast:
-                activations += 3 * unit // 2  # float32 results that are still alive
-            yield _Moment(activations, copies, max(self._feed_forward(), self._attention()), gradients)
+            # Gradients of the residual, of dropout's input, of the activation's output; what LayerNorm read is gone.
+            weight = (2 if options.autocast else 4) * shape.hidden * shape.intermediate
+            yield _Moment(activations - unit - self.mask, self.copies, 2 * unit + self.wide + weight, gradients)
+            attended = activations - 2 * self.wide - 3 * unit - 2 * self.mask
+            yield _Moment(attended, self.copies, of_attention, gradients)
             if layer in shape.adapter_layers and shape.adapter_heads:
-                of_adapter = self.score_gradients(self.adapter_scores) + 2 * unit
-                yield _Moment(below + self.saved_by_pal, copies, of_adapter, gradients)
+                of_adapter = self.attention_temporaries(shape.adapter_heads, shape.adapter_width, asked) + 3 * unit
+                yield _Moment(activations - 2 * self.wide - unit - self.mask, self.copies, of_adapter, gradients)
 
-    def _feed_forward(self) -> int:
-        """Alive beyond what the layer keeps while its feed-forward half goes backward."""
-        weight = (6 if self.options.autocast else 4) * self.shape.hidden * self.shape.intermediate
-        gradients = 3 * self.unit // 2 if self.options.autocast else 2 * self.unit
-        freed = self.unit + self.masks + (0 if self.options.autocast else self.unit)
-        return gradients + self.intermediate + weight - freed
+    def at_the_embeddings(self) -> _Moment:
+        new_gradient = 4 * self.shape.vocabulary * self.shape.hidden if self.accumulates else 0
+        wide_unit = 4 * self.size.tokens * self.shape.hidden
+        return _Moment(self.embeddings, self.copies, 2 * wide_unit + new_gradient, self.all_gradients)
 
-    def _attention(self) -> int:
-        """The same for the scores; the feed-forward half has been let go of by then."""
-        return self.score_gradients(self.scores) - 2 * self.intermediate
+    def at_the_update(self) -> _Moment:
+        return _Moment(0, self.copies, 0, self.all_gradients)

@@ -47,7 +47,7 @@ class _AttentionByLength(torch.autograd.Function):
         for run, kept in zip(runs, keep, strict=True):
             q, k, v = _run_of(query, joined, run)
             scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
-            probabilities = torch.softmax(scores, -1)
+            probabilities = torch._softmax(scores, -1, False)  # below autocast, which would have it in float32
             kept = None if kept is None else kept.view(scores.shape)
             weights = probabilities if kept is None else apply_keep_mask(probabilities, kept, level)
             _asked_part(context, run, query is None).copy_(_by_row(torch.bmm(weights, v), run, heads))

@@ -28,6 +28,12 @@ FLASH_FROM = (8, 0)
 
 FLASH_WIDEST_HEAD = 256
 
+FLASH_BLOCK = 128
+"""Rows of queries that its backward pass works on together."""
+
+Limits = tuple[Tensor, Tensor, int, int]
+"""(starts of the rows of queries, of those of keys, tokens of the longest of each)."""
+
 NO_MASK = 0
 """Of the memory-efficient kernel's kinds of mask."""
 
@@ -41,10 +47,53 @@ unusable: dict[str, str] = {}
 def packed_flash(query_RHW: Tensor | None, joined: Tensor, rows: PackedRows, *, p: float, scale: float) -> Tensor:
     """As `attention_by_length`. 16 bits, capability 8.0."""
     query, key, value, query_rows = _spread(query_RHW, joined, rows)
-    context: Tensor = torch.ops.aten._flash_attention_forward(
-        query, key, value, *query_rows[:1], rows.starts, *query_rows[1:], rows.longest, p, False, False, scale=scale
-    )[0]
+    limits = (query_rows[0], rows.starts, query_rows[1], rows.longest)
+    context: Tensor = _PackedFlash.apply(query, key, value, limits, p, scale)
     return context
+
+
+class _PackedFlash(torch.autograd.Function):
+    """The operator with its own derivative, called by hand, so that a trace sees what the derivative allocates."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, limits: Limits, p: float, scale: float
+    ) -> Tensor:
+        context, sums, state, unused, _ = torch.ops.aten._flash_attention_forward(
+            query, key, value, *limits, p, False, False, scale=scale
+        )
+        ctx.limits, ctx.p, ctx.scale = limits[2:], p, scale
+        ctx.save_for_backward(query, key, value, context, sums, state, unused, *limits[:2])
+        result: Tensor = context
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, context, sums, state, unused, query_starts, starts = ctx.saved_tensors
+        if not query.is_cuda:  # stands for a GPU's tensor: what is allocated is all that counts
+            tokens, heads, width = query.shape
+            each = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+            # Sums over keys in float32, each row of queries with a block of its own (mha_varlen_bwd, flash_api.cpp).
+            rounded = tokens + FLASH_BLOCK * (len(starts) - 1)
+            query.new_empty((rounded, heads, round_up(width, 32 if width <= 128 else 64) + 1), dtype=torch.float32)
+            return *each, None, None, None
+        to_query, to_key, to_value = torch.ops.aten._flash_attention_backward(
+            gradients[0].contiguous(),
+            query,
+            key,
+            value,
+            context,
+            sums,
+            query_starts,
+            starts,
+            *ctx.limits,
+            ctx.p,
+            False,
+            state,
+            unused,
+            scale=ctx.scale,
+        )
+        return to_query, to_key, to_value, None, None, None
 
 
 def packed_efficient(query_RHW: Tensor | None, joined: Tensor, rows: PackedRows, *, p: float, scale: float) -> Tensor:
@@ -65,7 +114,7 @@ class _PackedEfficient(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        limits: tuple[Tensor, Tensor, int, int],
+        limits: Limits,
         p: float,
         scale: float,
     ) -> Tensor:

@@ -87,10 +87,10 @@ class Bottlenecks(nn.ModuleDict):
         output = self.output(layer, values)
         return values if output is None else values + output
 
-    def saved_elements(self, *, copies: bool, shares_input: bool = True) -> int:
+    def saved_elements(self, *, shares_input: bool = True) -> int:
         """Elements of each token kept for backward: around the gelu, and what `down` reads unless something else keeps
-        that anyway (`shares_input`) and in the same precision (not `copies`)."""
-        return 2 * self.width + (self.hidden if copies or not shares_input else 0)
+        that anyway (`shares_input`)."""
+        return 2 * self.width + (0 if shares_input else self.hidden)
 
 
 class Adapter(nn.Module):
@@ -191,22 +191,22 @@ class Adapter(nn.Module):
         """The last layer's output, as the heads will read it."""
         return hidden_TD
 
-    def saved_elements(self, *, copies: bool) -> int:
+    def saved_elements(self) -> int:
         """About how many elements, in the precision of the computation, a layer with this adapter keeps more for
         backward, for each of its tokens; what PALs keep is known to the planner.
 
-        Args:
-            copies: each matrix keeps its input anew, in the lower precision of autocast.
-
-        By default the inputs (where copied) and outputs of all matrices, shared evenly by the layers.
+        By default the outputs of all matrices, shared evenly by the layers; what they read, something else keeps.
         """
         matrices = [module for module in self.modules() if isinstance(module, nn.Linear)]
-        elements = sum((matrix.in_features if copies else 0) + matrix.out_features for matrix in matrices)
-        return elements // max(1, len(self.geometry.layers))
+        return sum(matrix.out_features for matrix in matrices) // max(1, len(self.geometry.layers))
 
-    def saved_elements_on_top(self, *, copies: bool) -> tuple[int, int, int]:
+    def saved_elements_on_top(self, *, in_16_bits: bool) -> tuple[int, int, int]:
         """The same for what stands on the encoder and not in its layers: (elements for each token, layers of attention,
-        heads of each)."""
+        heads of each).
+
+        Args:
+            in_16_bits: the computation is, so that what is kept in float32 counts twice.
+        """
         return 0, 0, 0
 
     def set_progress(self, progress: float) -> None:

@@ -24,10 +24,8 @@ class Houlsby(Adapter, kind="houlsby"):
     def after_feed_forward(self, layer: int, output_QD: Tensor) -> Tensor:
         return self.fed.add_output(layer, output_QD)
 
-    def saved_elements(self, *, copies: bool) -> int:
-        return self.attended.saved_elements(copies=copies, shares_input=False) + self.fed.saved_elements(
-            copies=copies, shares_input=False
-        )
+    def saved_elements(self) -> int:
+        return self.attended.saved_elements(shares_input=False) + self.fed.saved_elements(shares_input=False)
 
 
 class HoulsbyParallel(Houlsby, kind="houlsby_parallel"):
@@ -42,8 +40,8 @@ class HoulsbyParallel(Houlsby, kind="houlsby_parallel"):
     def after_feed_forward(self, layer: int, output_QD: Tensor) -> Tensor:
         return output_QD
 
-    def saved_elements(self, *, copies: bool) -> int:
-        return self.attended.saved_elements(copies=copies, shares_input=False) + self.fed.saved_elements(copies=copies)
+    def saved_elements(self) -> int:
+        return self.attended.saved_elements(shares_input=False) + self.fed.saved_elements()
 
 
 class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
@@ -60,5 +58,5 @@ class HoulsbyPlusPAL(ProjectedAttentionLayers, kind="houlsby_plus_pal"):
     def after_attention(self, layer: int, output_QD: Tensor) -> Tensor:
         return self.attended.add_output(layer, output_QD)
 
-    def saved_elements(self, *, copies: bool) -> int:
-        return self.attended.saved_elements(copies=copies, shares_input=False)
+    def saved_elements(self) -> int:
+        return self.attended.saved_elements(shares_input=False)

@@ -20,5 +20,5 @@ class HiddenUnitContributions(Adapter, kind="lhuc"):
     def after_layer(self, layer: int, hidden_QD: Tensor) -> Tensor:
         return hidden_QD * (2 * torch.sigmoid(self.gates[str(layer)])) if str(layer) in self.gates else hidden_QD
 
-    def saved_elements(self, *, copies: bool) -> int:
-        return (2 if copies else 1) * self.geometry.encoder_hidden  # the layer's output, in float32 always
+    def saved_elements(self) -> int:
+        return self.geometry.encoder_hidden  # before the gates

@@ -33,6 +33,5 @@ class LoRA(Adapter, kind="lora"):
         name = f"{layer}_{part}"
         return projected_TD + self.scale * self.changes[name](values_TD) if name in self.changes else projected_TD
 
-    def saved_elements(self, *, copies: bool) -> int:
-        hidden = self.geometry.encoder_hidden if copies else 0
-        return len(self.PARTS) * (self.geometry.hidden + hidden)
+    def saved_elements(self) -> int:
+        return len(self.PARTS) * self.geometry.hidden

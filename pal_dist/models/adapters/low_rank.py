@@ -22,5 +22,5 @@ class LowRank(Adapter, kind="low_rank"):
     ) -> Tensor | None:
         return self.beside.output(layer, rows.asked(hidden_TD, first_only))
 
-    def saved_elements(self, *, copies: bool) -> int:
-        return self.beside.saved_elements(copies=copies)
+    def saved_elements(self) -> int:
+        return self.beside.saved_elements()

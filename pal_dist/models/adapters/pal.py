@@ -119,7 +119,7 @@ class ProjectedAttentionLayers(Adapter, kind="pal"):
         parameters += [linear.bias for each in layers for linear in each.projections]
         return [*parameters, self.up.weight, self.up.bias, self.down.weight, self.down.bias]
 
-    def saved_elements(self, *, copies: bool) -> int:
+    def saved_elements(self) -> int:
         return 0
 
 
@@ -143,7 +143,7 @@ class ProgressivePALs(ProjectedAttentionLayers, kind="progressive_pal"):
         self.order = sorted(geometry.layers, reverse=True)
         self.awake = len(self.order)
 
-    def saved_elements(self, *, copies: bool) -> int:
+    def saved_elements(self) -> int:
         return self.geometry.encoder_hidden  # before the gate
 
     def set_progress(self, progress: float) -> None:

@@ -36,18 +36,18 @@ class TopAttention(Adapter, kind="top_attention"):
             values = layer(values, rows)
         return hidden_TD + self.up(values)
 
-    def saved_elements(self, *, copies: bool) -> int:
+    def saved_elements(self) -> int:
         return 0
 
-    def saved_elements_on_top(self, *, copies: bool) -> tuple[int, int, int]:
+    def saved_elements_on_top(self, *, in_16_bits: bool) -> tuple[int, int, int]:
         width, heads = self.geometry.hidden, self.geometry.heads
         # Query, key, value and context, as the fused kernels want them.
         padded = round_up(width // heads, HEAD_WIDTH_MULTIPLE) * heads
         # LayerNorm's input and output, twice as wide where a copy of it is kept too; dropout's mask.
         each = (
             4 * padded
-            + width * (2 + 3 * copies + (padded != width))
-            + (width // (2 if copies else 4) if self.geometry.dropout else 0)
+            + width * (2 + in_16_bits + (padded != width))
+            + (width // (2 if in_16_bits else 4) if self.geometry.dropout else 0)
         )
         return self.DEPTH * each + 2 * width, self.DEPTH, heads
 
