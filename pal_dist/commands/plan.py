@@ -22,6 +22,7 @@ from pal_dist.distributed.strategy import read_strategy
 from pal_dist.memory.devices import Device, device_at_hand, find_device
 from pal_dist.memory.planner import PlannedRun, meta_model, search, trace_plan, workload_of
 from pal_dist.memory.search import Machine, SearchSpace, Workload, candidates, full_search_space
+from pal_dist.memory.speed_probe import with_measured_speed
 from pal_dist.models.multi_task import MultiTaskBertConfig, check_model_options, model_config, serves_cached_features
 from pal_dist.models.pretrained import KNOWN_ENCODERS, encoder_config
 from pal_dist.tasks.registry import resolve_tasks
@@ -168,12 +169,16 @@ def make_plan(request: PlanRequest, *, lengths: Sequence[NDArray[np.int32]] = ()
 
 def _device(request: PlanRequest) -> Device:
     if request.gpu == "cpu":
-        return device_at_hand(hardware_of(torch.device("cpu")))
+        return _at_hand(torch.device("cpu"))
     if request.gpu is not None:
         return find_device(request.gpu)
     if not torch.cuda.is_available():
         raise UserError("plan: there is no GPU here; name the one to plan for, such as --gpu t4 (or --gpu cpu)")
-    return device_at_hand(hardware_of(torch.device("cuda")))
+    return _at_hand(torch.device("cuda"))
+
+
+def _at_hand(place: torch.device) -> Device:
+    return with_measured_speed(device_at_hand(hardware_of(place)), place)
 
 
 def _choices(request: PlanRequest, everything: SearchSpace) -> SearchSpace:

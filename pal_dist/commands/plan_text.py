@@ -9,7 +9,7 @@ from pal_dist.commands.plan import PlanReport
 from pal_dist.core.atomic_io import to_json
 from pal_dist.core.console import table
 from pal_dist.core.units import GIBIBYTE, gib
-from pal_dist.memory.planner import PlannedRun, as_flags, as_record
+from pal_dist.memory.planner import PlannedRun, as_flags, as_record, speed_source, speed_text
 from pal_dist.memory.scaling import CHECKPOINT_STEPS, STORAGE, ScalingPoint, strong, weak
 from pal_dist.memory.search import Plan, alternatives, nearest_that_does_not_fit
 
@@ -53,7 +53,7 @@ def plan_text(report: PlanReport) -> str:
     """Whether it fits and with which flags, where the memory goes, how fast it is, what would change it."""
     planned, plan = report.planned, report.planned.plan
     lines = [*_request_lines(report), "", *_verdict_lines(planned), "", _memory_table(planned), ""]
-    lines.append(f"speed (an estimate): {plan.seconds:.2f} s a step, {plan.examples_per_second:,.0f} examples/s")
+    lines.append(f"speed ({speed_source(plan)}): {speed_text(plan)}")
     misfit = nearest_that_does_not_fit(planned.plans, plan) if planned.fits else None
     if misfit is not None:
         over = misfit.needed - plan.machine.device.usable

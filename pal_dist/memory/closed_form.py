@@ -9,19 +9,28 @@ Shapes: D hidden, F intermediate, R width of the adapter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from torch import nn
 
 from pal_dist.core.units import ceil_div, round_up
+from pal_dist.memory.devices import Device
 from pal_dist.memory.trace import PAGED_FROM
-from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS, TEMPORARIES, WEIGHT_COPIES
+from pal_dist.memory.tracker import (
+    ACTIVATIONS,
+    GRADIENTS,
+    OPTIMIZER,
+    PARAMETERS,
+    TEMPORARIES,
+    WEIGHT_COPIES,
+    WORKSPACES,
+)
 from pal_dist.models.adapters.pal import ProjectedAttentionLayers
 from pal_dist.models.encoder import is_checkpointed
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
-from pal_dist.models.packed_kernels import FLASH_BLOCK, HEAD_WIDTH_MULTIPLE
+from pal_dist.models.packed_kernels import FLASH_BLOCK, FLASH_FROM, HEAD_WIDTH_MULTIPLE
 
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes: elements from which a state is kept in 8 bits; elements that share a 4-byte maximum."""
@@ -81,6 +90,13 @@ class StepOptions:
     optimizer: str = "adamw"
     has_flash: bool = True
     """The device has packed flash attention in 16 bits; otherwise it takes memory-efficient attention."""
+    workspaces: int = 0
+    """Bytes that the device's library of matrix products works in."""
+
+    def on(self, device: Device) -> StepOptions:
+        """The same options on a device."""
+        has_flash = device.capability is not None and device.capability >= FLASH_FROM
+        return replace(self, has_flash=has_flash, workspaces=device.workspaces)
 
     @property
     def autocast(self) -> bool:
@@ -203,9 +219,7 @@ class Estimate:
     categories: dict[str, int]
 
 
-def step_bytes(
-    shape: ModelShape, options: StepOptions, size: PackedSize, *, accumulates: bool = True
-) -> Estimate:
+def step_bytes(shape: ModelShape, options: StepOptions, size: PackedSize, *, accumulates: bool = True) -> Estimate:
     """Highest allocation of an optimizer step whose largest micro-batch is of this size.
 
     Args:
@@ -219,6 +233,7 @@ def step_bytes(
         OPTIMIZER: optimizer_bytes(shape, options.optimizer),
         ACTIVATIONS: worst.activations,
         WEIGHT_COPIES: worst.copies,
+        WORKSPACES: options.workspaces,
         TEMPORARIES: worst.temporaries,
     }
     return Estimate(sum(categories.values()), categories)
@@ -305,7 +320,9 @@ class _Step:
             below = self.embeddings + sum(self.left_by_forward[:layer]) + (unit if self.is_recomputed(layer) else 0)
             activations = below + self.saved[layer] - unit  # nothing needs its output any more
             asked = len(self.size.lengths) if self.first_only(layer) else self.size.tokens
-            of_attention = self.attention_temporaries(shape.heads, shape.hidden, asked) + unit * asked // self.size.tokens
+            of_attention = (
+                self.attention_temporaries(shape.heads, shape.hidden, asked) + unit * asked // self.size.tokens
+            )
             if self.first_only(layer):
                 yield _Moment(activations, self.copies, of_attention, gradients)
                 continue

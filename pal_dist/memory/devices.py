@@ -41,6 +41,11 @@ class Device:
     in which clouds rent such GPUs (A100: 400 Gbit/s, T4: 50 Gbit/s)."""
     source: str
     """Where `memory` is from; speeds are the vendor's data sheets (fp32 from capability 8.0 on: with TF32 off)."""
+    launch: float = 20e-6
+    """Seconds that the host takes to give the device one kernel of ours, Python and PyTorch included. An estimate,
+    unless the device `is_measured`: on the host of one H100 it was 55e-6."""
+    is_measured: bool = False
+    """Speeds are this very device's, by a measurement (memory/speed_probe.py)."""
     taken: int | None = None
     """Measured bytes that are not ours to use: CUDA's context and other processes. None: estimated."""
 
@@ -50,12 +55,18 @@ class Device:
 
     @property
     def context(self) -> int:
-        """Bytes of the device that no tensor can use. cuBLAS's workspaces: 8,519,680 bytes for each of two threads
-        (PyTorch issue 95668), 32 MiB each on Hopper (CUDABlas.cpp, getChosenWorkspaceSize)."""
+        """Bytes of the device that PyTorch cannot allocate."""
         if self.capability is None:
             return 0
-        taken = CONTEXT if self.taken is None else self.taken
-        return taken + 2 * (32 * MEBIBYTE if self.capability >= (9, 0) else 8_519_680)
+        return CONTEXT if self.taken is None else self.taken
+
+    @property
+    def workspaces(self) -> int:
+        """Bytes that cuBLAS works in, which PyTorch allocates for it: 8,519,680 for each of two threads (PyTorch issue
+        95668), 32 MiB each on Hopper (CUDABlas.cpp, getChosenWorkspaceSize)."""
+        if self.capability is None:
+            return 0
+        return 2 * (32 * MEBIBYTE if self.capability >= (9, 0) else 8_519_680)
 
     @property
     def communication(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from pal_dist.memory.search import (
     largest_that_fits,
 )
 from pal_dist.memory.sharding import planned_strategy
+from pal_dist.memory.step_time import launches
 from pal_dist.memory.trace import Trace, trace
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 from pal_dist.optim.optimizers import build_optimizer
@@ -280,6 +281,22 @@ def as_flags(plan: Plan) -> str:
     return " ".join(f"--{name} {value}" for name, value in flags.items())
 
 
+def speed_text(plan: Plan) -> str:
+    """A step's time and what it goes to."""
+    time, work = plan.time, plan.work
+    text = f"{plan.seconds:.3g} s a step, {plan.examples_per_second:,.0f} examples/s"
+    if plan.machine.device.is_cpu:
+        return text
+    count = launches(work.shape, tasks=work.tasks_at_once, micro_batches=plan.micro_batches)
+    waiting = f", waits for the host {time.launching / plan.seconds:.0%} of it" if time.launching else ""
+    return f"{text}; about {count:,.0f} kernels a step{waiting}"
+
+
+def speed_source(plan: Plan) -> str:
+    """Where the speed comes from, in words."""
+    return "an estimate by what this device was measured to do" if plan.machine.device.is_measured else "an estimate"
+
+
 def as_record(planned: PlannedRun) -> dict[str, Any]:
     """The plan as plain values, for JSON."""
     plan, device = planned.plan, planned.plan.machine.device
@@ -300,5 +317,7 @@ def as_record(planned: PlannedRun) -> dict[str, Any]:
         "traced_peak_bytes": planned.traced.peak if planned.traced else None,
         "traced_bytes": planned.traced.categories if planned.traced else None,
         "estimated_seconds_per_step": plan.seconds,
+        "estimated_seconds": asdict(plan.time),
+        "speed_measured": plan.machine.device.is_measured,
         "estimated_examples_per_second": plan.examples_per_second,
     }

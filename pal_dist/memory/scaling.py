@@ -63,7 +63,7 @@ def scaled(plan: Plan) -> ScalingPoint:
         gpus=machine.ranks,
         nodes=machine.nodes,
         examples=work.examples,
-        compute=time.compute * slowest + time.update + time.host,
+        compute=(time.compute + time.launching) * slowest + time.update + time.host,
         all_reduce=time.exchange,
         input=packing * work.examples + PADDING * plan.rank_examples * work.mean_length,
         checkpoint=STATE_BYTES * work.shape.parameters / STORAGE / CHECKPOINT_STEPS,

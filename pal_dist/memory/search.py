@@ -128,9 +128,10 @@ class Plan:
     @property
     def _counted_options(self) -> StepOptions:
         """The options as they weigh here: on a CPU, state that is paged out stays in the same memory."""
+        options = self.options.on(self.machine.device)
         if not self.machine.device.is_cpu:
-            return self.options
-        return replace(self.options, optimizer=self.options.optimizer.removeprefix("paged_"))
+            return options
+        return replace(options, optimizer=options.optimizer.removeprefix("paged_"))
 
     @property
     def accumulates(self) -> bool:
@@ -196,12 +197,16 @@ class Plan:
         """Examples of one rank in a step."""
         return self.work.examples / self.machine.ranks
 
+    @property
+    def micro_batches(self) -> float:
+        """About how many one rank runs in a step."""
+        passes = self.work.tasks_in_step if self.work.one_task else 1
+        return passes * max(1.0, self.rank_examples * self.work.mean_length / passes / self.tokens)
+
     @cached_property
     def time(self) -> StepTime:
         """Estimated time of a step."""
         work, machine = self.work, self.machine
-        tokens = self.rank_examples * work.mean_length
-        passes = work.tasks_in_step if work.one_task else 1
         return step_time(
             work.shape,
             self._counted_options,
@@ -209,9 +214,9 @@ class Plan:
             strategy=self.strategy,
             gpus=machine.gpus,
             nodes=machine.nodes,
-            tokens=tokens,
+            tokens=self.rank_examples * work.mean_length,
             length=work.mean_length,
-            micro_batches=passes * max(1.0, tokens / passes / self.tokens),
+            micro_batches=self.micro_batches,
             tasks=work.tasks_at_once,
         )
 

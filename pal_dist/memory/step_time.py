@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pal_dist.distributed.replicated import BUCKET_ELEMENTS
-from pal_dist.memory.closed_form import ModelShape, StepOptions, saved_by_layer
+from pal_dist.memory.closed_form import ModelShape, PackedSize, StepOptions, saved_by_layer
 from pal_dist.memory.devices import Device
 from pal_dist.memory.sharding import sharded
 from pal_dist.models.encoder import is_checkpointed
@@ -18,8 +18,19 @@ simple loops on a T4: 14 to 20 %."""
 ACTIVATION_TRAFFIC = 4.0
 """Estimate: times that each kept byte crosses the device's memory in a step."""
 
-KERNELS_PER_LAYER, LAUNCH_SECONDS = 70, 6e-6
-"""Estimates: kernels of a layer, forward and backward, and what starting one costs."""
+LAYER_LAUNCHES, ADAPTER_LAUNCHES = 44, 22
+"""Kernels of a layer, and of one task's PAL beside it, forward and backward; other adapters are taken to have as many.
+Counted (tests/bench/launches.py)."""
+
+PASS_LAUNCHES, HEAD_LAUNCHES, UPDATE_LAUNCHES = 90, 14, 40
+"""Kernels of embeddings and pooler, of one task's head and loss, of clipping and update; counted likewise."""
+
+MEASURED_SHARE_GPU, MEASURED_SHARE_CPU = 0.5, 0.92
+"""Share of the matrix products' measured rate that a step's own products reach: what one H100 showed, and two cores."""
+
+CPU_TRAFFIC, CPU_OPERATION, CPU_UPDATE_BYTES = 19.0, 10e-6, 40
+"""On a CPU: times that each kept byte crosses the memory, seconds that an operation costs beside its work, bytes that an
+update moves for each parameter (tests/bench/step_time.py)."""
 
 HOST_BANDWIDTH = 12e9
 """Estimate: bytes a second between device and host over PCIe."""
@@ -45,21 +56,37 @@ def matrix_flops(shape: ModelShape, tokens: int, length: float, options: StepOpt
     return 2.0 * tokens * (weights + scores) * (passes + (recomputed if passes > 1 else 0))
 
 
+def launches(shape: ModelShape, *, tasks: int, micro_batches: float) -> float:
+    """About how many kernels a GPU is given for one optimizer step.
+
+    Args:
+        tasks: whose rows a micro-batch holds.
+    """
+    adapters = ADAPTER_LAUNCHES * tasks * len(shape.adapter_layers)
+    a_pass = PASS_LAUNCHES + LAYER_LAUNCHES * shape.layers + adapters + HEAD_LAUNCHES * tasks
+    return micro_batches * a_pass + UPDATE_LAUNCHES
+
+
 def _rate(options: StepOptions, device: Device) -> float:
     """Floating-point operations a second in matrix products."""
+    peak = 1e12 * (device.teraflops_low if options.autocast else device.teraflops_fp32)
+    if device.is_measured:
+        return peak * (MEASURED_SHARE_CPU if device.is_cpu else MEASURED_SHARE_GPU)
     if device.is_cpu:
-        return device.teraflops_fp32 * 1e12
-    if options.autocast:
-        return device.teraflops_low * 1e12 * EFFICIENCY_LOW
-    return device.teraflops_fp32 * 1e12 * EFFICIENCY_FP32
+        return peak
+    return peak * (EFFICIENCY_LOW if options.autocast else EFFICIENCY_FP32)
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Estimated seconds of one optimizer step by what they go to; nothing is taken to overlap."""
+    """Estimated seconds of one optimizer step by what they go to. The host launches while the device computes; nothing
+    else is taken to overlap."""
 
     compute: float
-    """Forward and backward."""
+    """Forward and backward on the device."""
+    launching: float
+    """What the host takes to give the device its work, beyond the time in which the device does it: it waits for the
+    host where this is not 0."""
     update: float
     exchange: float
     """Between ranks: gradients, under ZeRO and FSDP shares of parameters too."""
@@ -68,7 +95,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return self.compute + self.update + self.exchange + self.host
+        return self.compute + self.launching + self.update + self.exchange + self.host
 
 
 def step_time(
@@ -88,25 +115,35 @@ def step_time(
 
     Args:
         gpus: of each node. tokens: of one rank in the step. length: mean length of a sequence. micro_batches: of one
-            rank in the step.
+            rank in the step. tasks: whose rows a micro-batch holds.
     """
-    batch = max(1, round(tokens / length))
-    saved = saved_by_layer(
-        shape, options, batch, round(length), adapter=bool(shape.adapter_layers), queries=round(length)
-    )
-    memory = device.bandwidth * 1e9
     parts = sharded(shape, options, strategy, gpus * nodes)
+    memory = device.bandwidth * 1e9
     compute = matrix_flops(shape, int(tokens), length, options) / _rate(options, device)
-    compute += ACTIVATION_TRAFFIC * saved * shape.layers / memory
-    compute += micro_batches * shape.layers * KERNELS_PER_LAYER * LAUNCH_SECONDS * (0 if device.is_cpu else 1)
-    optimizer_traffic = 28 if options.optimizer == "adamw" else 18
+    kept = _kept(shape, options, tokens, length, tasks)
+    count = launches(shape, tasks=tasks, micro_batches=micro_batches)
+    if device.is_cpu:
+        compute += CPU_TRAFFIC * kept / memory + CPU_OPERATION * count
+        update, launching = CPU_UPDATE_BYTES * shape.trained_parameters / memory, 0.0
+    else:
+        compute += ACTIVATION_TRAFFIC * kept / memory
+        update = (28 if options.optimizer == "adamw" else 18) * shape.trained_parameters / memory
+        launching = max(0.0, device.launch * count - compute - update)
     paged = 4 * shape.trained_parameters if options.optimizer.startswith("paged") else 0
     return StepTime(
         compute=compute,
-        update=optimizer_traffic * shape.trained_parameters / memory,
+        launching=launching,
+        update=update,
         exchange=exchange_seconds(parts.link_bytes, 4 * shape.trained_parameters, device, gpus=gpus, nodes=nodes),
         host=(paged + 4 * parts.host_bytes) / HOST_BANDWIDTH,
     )
+
+
+def _kept(shape: ModelShape, options: StepOptions, tokens: float, length: float, tasks: int) -> int:
+    """Bytes that all layers keep for backward."""
+    rows = max(1, round(tokens / length))
+    size = PackedSize(rows * round(length), rows, round(length), tasks)
+    return shape.layers * saved_by_layer(shape, options, size, adapter=bool(shape.adapter_layers), asked=size.tokens)
 
 
 def exchange_seconds(sent: int, summed: int, device: Device, *, gpus: int, nodes: int) -> float:

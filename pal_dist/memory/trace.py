@@ -30,6 +30,7 @@ from pal_dist.memory.tracker import (
     OPTIMIZER,
     PARAMETERS,
     WEIGHT_COPIES,
+    WORKSPACES,
     Tracker,
     peak_of,
 )
@@ -56,9 +57,9 @@ class Trace:
     """What one steady-state optimizer step allocates. All figures in bytes of the device's own allocator."""
 
     peak: int
-    """Highest sum of allocated bytes: what torch.cuda.max_memory_allocated would report, without cuBLAS's workspace."""
+    """Highest sum of allocated bytes: what torch.cuda.max_memory_allocated would report."""
     categories: dict[str, int]
-    """The peak, split: parameters, gradients, optimizer state, activations, weight copies, temporaries."""
+    """The peak, split as `tracker.CATEGORIES` names its parts."""
     modules: dict[str, int]
     """Activations at the peak by the module that made them, largest first."""
     resident: int
@@ -183,6 +184,9 @@ class _TracedStep:
             elif dtype is not None:
                 self.autocast = partial(torch.autocast, "cpu", dtype)
             stack.enter_context(tracker)
+            if emulated is not None:
+                self.workspaces = torch.empty(emulated.workspaces, dtype=torch.uint8)
+                tracker.mark([self.workspaces], WORKSPACES)
             tracker.mark(self.module.parameters(), PARAMETERS)
             tracker.mark(self.module.buffers(), PARAMETERS)
             yield

@@ -56,9 +56,7 @@ class _PackedFlash(torch.autograd.Function):
     """The operator with its own derivative, called by hand, so that a trace sees what the derivative allocates."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, limits: Limits, p: float, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, limits: Limits, p: float, scale: float) -> Tensor:
         context, sums, state, unused, _ = torch.ops.aten._flash_attention_forward(
             query, key, value, *limits, p, False, False, scale=scale
         )

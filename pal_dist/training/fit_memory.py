@@ -12,8 +12,9 @@ from pal_dist.distributed.engine import Engine
 from pal_dist.distributed.strategy import packaged_name
 from pal_dist.memory.closed_form import optimizer_bytes
 from pal_dist.memory.devices import device_at_hand
-from pal_dist.memory.planner import PlannedRun, as_record, plan_run
+from pal_dist.memory.planner import PlannedRun, as_record, plan_run, speed_source, speed_text
 from pal_dist.memory.search import largest_that_fits
+from pal_dist.memory.speed_probe import with_measured_speed
 from pal_dist.models.multi_task import MultiTaskBert
 from pal_dist.monitoring import run_files
 from pal_dist.training.run import Run
@@ -24,11 +25,24 @@ PROVE_FROM = 0.5
 """Share of a CPU's free memory from which a plan is proved; a GPU's always is, for it takes no time."""
 
 
-def plan_memory(config: RunConfig, model: MultiTaskBert, engine: Engine, schedule: Schedule) -> PlannedRun | None:
-    """The plan for the device at hand; None with `--memory off`. Raises DoesNotFitError on every rank."""
+MEASURE_FROM = 100
+"""Steps of a run from which the device's speed is measured before it, which takes about a second."""
+
+
+def plan_memory(
+    config: RunConfig, model: MultiTaskBert, engine: Engine, schedule: Schedule, *, steps: int
+) -> PlannedRun | None:
+    """The plan for the device at hand; None with `--memory off`. Raises DoesNotFitError on every rank.
+
+    Args:
+        steps: of the run. Its device's speed is measured where they are so many that a second does not count.
+    """
     if config.memory.memory == "off":
         return None
-    devices = engine.gather(device_at_hand(engine.hardware()))
+    own = device_at_hand(engine.hardware())
+    if steps >= MEASURE_FROM:
+        own = with_measured_speed(own, engine.device)
+    devices = engine.gather(own)
     smallest = min(devices, key=lambda device: device.usable)  # every rank runs the plan of the smallest
     return plan_run(
         config,
@@ -106,6 +120,8 @@ def _lines(state: RunState, planned: PlannedRun, proof: ProofResult | None) -> l
         f"memory: planned {gib(plan.estimate.peak)} ({gib(plan.needed)} with margin) of {gib(device.usable)} usable on "
         f"{device.name}; {_limit(state)}, {checkpointing}"
     ]
+    if device.is_measured:
+        lines.append(f"speed: {speed_text(plan)} ({speed_source(plan)})")
     if proof:
         examples, tokens = max(proof.micro_batches, key=lambda size: size[1])
         lines.append(

@@ -55,7 +55,7 @@ def set_up(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Ru
     parameters = model.parameter_counts()
     schedule, total_steps = plan_steps(config, list(corpora.train.values()))
     cached = serves_cached_features(config.train, model)
-    plan = None if cached else plan_memory(config, model, engine, schedule)
+    plan = None if cached else plan_memory(config, model, engine, schedule, steps=total_steps)
     check_same_run(config, corpora.hashes, engine)
     folder, checkpoint = open_folder(config, origins, corpora.hashes, engine)
     state = RunState.from_json(load_state(checkpoint, engine)) if checkpoint else RunState()

@@ -13,19 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pal_dist.core.units import round_up
 from pal_dist.data.batching import micro_batches
-from pal_dist.memory.closed_form import step_bytes
+from pal_dist.data.worst_step import most_tokens
+from pal_dist.memory.closed_form import PackedSize, step_bytes
 from pal_dist.memory.devices import Device
-from pal_dist.memory.planner import search
+from pal_dist.memory.planner import batch_of_size, search
 from pal_dist.memory.search import Machine, SearchSpace, Workload
-from tests.support.random_runs import NAMES, RandomRun, batch_of, random_run, shape, traced
+from tests.support.random_runs import NAMES, RandomRun, random_run, shape, traced
 from tests.support.ranks import in_parallel
 
 EXAMPLES = 400
 """Of each task."""
-MULTIPLE = 8
-"""Sequences are padded to a multiple of so many tokens."""
 
 
 class Outcome(NamedTuple):
@@ -47,8 +45,10 @@ def outcome(seed: int) -> Outcome:
         for task in range(3)
     ]
     batch_size = chance.choice([16, 32, 64, 128])
-    longest = round_up(max(int(of_task.max()) for of_task in lengths), MULTIPLE)
-    work = Workload(shape(run.config), batch_size, longest, float(np.mean(lengths)), 3, 3 * batch_size)
+    longest = max(int(of_task.max()) for of_task in lengths)
+    rows = (batch_size,) * 3
+    most = sum(most_tokens(lengths, rows))
+    work = Workload(shape(run.config), rows, longest, float(np.mean(lengths)), 3 * batch_size, 3, most)
     card = _too_small(run, work, chance)
     choices = SearchSpace((run.options.precision,), (run.options.attention,), optimizer=(run.options.optimizer,))
     planned = search(work, Machine(card), choices, run.config, certify=False)
@@ -58,15 +58,14 @@ def outcome(seed: int) -> Outcome:
     for task, rows in served:  # the worst that a step can meet
         rows[:] = np.argsort(-lengths[task], kind="stable")[:batch_size]
     as_planned, with_more_room = (
-        micro_batches(served, lengths, budget=budget, rank=0, ranks=1, multiple=MULTIPLE, cost=plan.micro_batch_cost)
-        for budget in (plan.tokens, 2 * plan.tokens)
+        micro_batches(served, lengths, budget=budget, rank=0, ranks=1) for budget in (plan.tokens, 2 * plan.tokens)
     )
     batches = [
-        batch_of(len(part.rows), round_up(int(lengths[part.task][part.rows].max()), MULTIPLE), NAMES[part.task])
+        batch_of_size([int(length) for task, own in part.parts for length in lengths[task][own]], NAMES)
         for part in as_planned
     ]
     # The largest micro-batches decide; the others only take time to trace.
-    batches = sorted(batches, key=lambda batch: batch.input_ids_BL.numel())[-3:]
+    batches = sorted(batches, key=lambda batch: batch.tokens)[-3:]
     step = traced(run.config, plan.options, batches, card, limit=card.usable)
     is_bottleneck = len(with_more_room) < len(as_planned) or plan.options.checkpoint_layers > 0
     return Outcome(step.peak / card.usable, is_bottleneck)
@@ -75,8 +74,10 @@ def outcome(seed: int) -> Outcome:
 def _too_small(run: RandomRun, work: Workload, chance: random.Random) -> Device:
     """The run's card with less memory than all examples at once take, and more than a single one takes."""
     options = replace(run.options, checkpoint_layers=0)
-    all_at_once = step_bytes(work.shape, options, work.rows, work.longest).peak
-    single = step_bytes(work.shape, options, 1, work.longest).peak
+    all_at_once, single = (
+        step_bytes(work.shape, options, PackedSize(rows * work.longest, rows, work.longest, 1)).peak
+        for rows in (work.most_tokens // work.longest, 1)
+    )
     usable = single * 1.12 + chance.uniform(0.05, 1.0) * (all_at_once - single)
     card = replace(run.device, memory=0, taken=0)
     return replace(card, memory=int(usable) + card.context)

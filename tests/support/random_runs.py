@@ -132,4 +132,4 @@ def random_run(seed: int, *, layers: tuple[int, ...] = (2, 3, 4, 6)) -> RandomRu
     length = chance.choice([16, 40, 64, 128, 200, 256, 512])
     rows = max(1, chance.choice([256, 1024, 4096, 8192, 16384]) // length)
     size = PackedSize(rows * length, rows, length, chance.choice([1, min(rows, 3)]))
-    return RandomRun(config, options, device, size, chance.choice([1, 2]))
+    return RandomRun(config, options.on(device), device, size, chance.choice([1, 2]))

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pal_dist.commands.memory_check import worst_step
 from pal_dist.config.resolve import resolve
 from pal_dist.config.schema import BatchConfig
-from pal_dist.core.units import round_up
-from pal_dist.data.batching import Schedule
+from pal_dist.data.batching import MicroBatch, Schedule, micro_batches
 from pal_dist.data.sampling import Sampling
-from pal_dist.memory.closed_form import StepOptions
+from pal_dist.data.worst_step import rows_per_rank, tokens_of
+from pal_dist.memory.closed_form import PackedSize, StepOptions
 from pal_dist.memory.devices import find_device
-from pal_dist.memory.planner import rows_per_rank, workload_of
+from pal_dist.memory.planner import workload_of
 from pal_dist.memory.search import Machine, Plan
+from pal_dist.training.worst_batch import worst_step
 from tests.support.random_runs import config_of
 
 KINDS = get_args(get_type_hints(BatchConfig)["sampling"])
 SIZES = (90, 700, 50)
-BATCH_SIZE, EPOCHS, MULTIPLE = 16, 5, 8
+BATCH_SIZE, EPOCHS = 16, 5
 
 
 def lengths_up_to(longest: int) -> list[NDArray[np.int32]]:
@@ -33,17 +33,16 @@ def lengths_up_to(longest: int) -> list[NDArray[np.int32]]:
 
 
 def planned_and_profiled(
-    kind: str, step_tasks: str, ranks: int, tokens: int, longest: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(examples, length) of the worst micro-batch: as `plan` says, as `profile` would run it."""
+    kind: str, step_tasks: str, ranks: int, tokens: int, longest: int, conflict: str = "none"
+) -> tuple[Plan, PackedSize, list[MicroBatch]]:
+    """(the plan, its worst micro-batch, what `profile` would run)."""
     lengths = lengths_up_to(longest)
     sampling = Sampling(kind, SIZES, BATCH_SIZE, step_tasks, EPOCHS)
     flags = {"sampling": kind, "step_tasks": step_tasks, "batch_size": BATCH_SIZE, "max_length": 512}
     work = workload_of(
-        resolve(flags)[0],
+        resolve({**flags, "conflict": conflict})[0],
         config_of(24, 2, 2, "none"),
         ranks=ranks,
-        multiple=MULTIPLE,
         sampling=sampling,
         lengths=lengths,
     )
@@ -51,30 +50,49 @@ def planned_and_profiled(
     run: Any = SimpleNamespace(
         schedule=SimpleNamespace(lengths=lengths, sampling=sampling),
         state=SimpleNamespace(tokens_per_micro_batch=tokens),
-        engine=SimpleNamespace(ranks=ranks, padded_length=lambda length: round_up(length, MULTIPLE)),
+        engine=SimpleNamespace(ranks=ranks),
+        separates_tasks=conflict != "none",
     )
-    *_, largest = worst_step(run)
-    width = round_up(int(lengths[largest.task][largest.rows].max()), MULTIPLE)
-    return plan.worst_batch, (len(largest.rows), width)
+    return plan, plan.worst_batch, worst_step(run)
 
 
 @pytest.mark.parametrize(("kind", "step_tasks"), list(product(KINDS, ("all", "one"))))
-def test_profile_runs_what_plan_called_the_worst(kind: str, step_tasks: str) -> None:
-    for ranks, tokens in product((1, 2, 3), (64, 640, 1 << 20)):
-        planned, profiled = planned_and_profiled(kind, step_tasks, ranks, tokens, longest=61)
-        assert profiled == planned, (ranks, tokens)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_long_texts_leave_less_than_one_of_them_out(kind: str) -> None:
+@pytest.mark.parametrize("longest", [61, 500])
+def test_profile_runs_what_plan_called_the_worst(kind: str, step_tasks: str, longest: int) -> None:
     """The plan takes a budget to be full; `profile` fills it with the longest examples, as many as go in whole."""
-    for ranks, tokens in product((1, 3), (512, 1000, 4096, 1 << 20)):
-        planned, profiled = planned_and_profiled(kind, "all", ranks, tokens, longest=500)
-        assert profiled[0] * profiled[1] > planned[0] * planned[1] - 504, (ranks, tokens)
+    lengths = lengths_up_to(longest)
+    for ranks, tokens in product((1, 2, 3), (512, 1000, 4096, 1 << 20)):
+        plan, planned, profiled = planned_and_profiled(kind, step_tasks, ranks, tokens, longest)
+        largest = tokens_of(profiled[-1], lengths)
+        assert largest <= planned.tokens, (ranks, tokens)
+        assert largest > planned.tokens - longest, (ranks, tokens)
+        if step_tasks == "all":
+            # Gradients are there while the largest is computed: where the plan says so, the check makes it so.
+            assert plan.accumulates == (len(profiled) > 1), (ranks, tokens)
+            assert {task for micro in profiled for task, _ in micro.parts} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("conflict", ["watch", "pcgrad"])
+def test_gradients_kept_apart_are_of_one_task_each(conflict: str) -> None:
+    plan, _, profiled = planned_and_profiled("round_robin", "all", 1, 1 << 20, 61, conflict)
+    assert [len(micro.parts) for micro in profiled] == [1, 1, 1]
+    assert plan.accumulates
 
 
 @pytest.mark.parametrize(("kind", "step_tasks"), list(product(KINDS, ("all", "one"))))
 def test_no_step_has_more(kind: str, step_tasks: str) -> None:
+    """No micro-batch of the run is larger than the one that was called the worst."""
     sampling = Sampling(kind, SIZES, BATCH_SIZE, step_tasks, EPOCHS)
-    steps = Schedule(sampling, lengths_up_to(61)).steps(0, EPOCHS * sampling.steps_per_epoch)
-    assert max(len(rows) for served in steps for _, rows in served) <= rows_per_rank(sampling, 1)
+    lengths = lengths_up_to(61)
+    for ranks, budget in product((1, 3), (500, 1 << 20)):
+        _, planned, _ = planned_and_profiled(kind, step_tasks, ranks, budget, 61)
+        for served in Schedule(sampling, lengths).steps(0, sampling.steps_per_epoch):
+            for micro in micro_batches(served, lengths, budget=budget, rank=0, ranks=ranks):
+                # Ranks are served evenly by tokens, so that one of them may have a few rows more than its share.
+                assert tokens_of(micro, lengths) <= planned.tokens + (61 if ranks > 1 else 0)
+
+
+def test_rows_of_a_rank() -> None:
+    sampling = Sampling("round_robin", SIZES, BATCH_SIZE, "all", EPOCHS)
+    assert rows_per_rank(sampling, 1) == (16, 16, 16)
+    assert rows_per_rank(sampling, 3) == (6, 6, 6)
