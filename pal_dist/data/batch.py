@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # text is prepared without PyTorch
+    import torch
     from tokenizers import Tokenizer
     from torch import Tensor
 

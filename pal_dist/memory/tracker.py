@@ -21,8 +21,8 @@ PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer state"
 ACTIVATIONS, WEIGHT_COPIES, TEMPORARIES = "activations", "weight copies", "temporaries"
 WORKSPACES = "cuBLAS's workspaces"
 CATEGORIES = (PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, WEIGHT_COPIES, WORKSPACES, TEMPORARIES)
-"""weight copies: those in 16 bits, autocast's or the model's own. temporaries: whatever lives only within an operation's
-surroundings, such as gradients of activations and the optimizer's intermediate results."""
+"""weight copies: those in 16 bits, autocast's or the model's own. temporaries: whatever lives only within an
+operation's surroundings, such as gradients of activations and the optimizer's intermediate results."""
 
 _ALIVE = 1 << 62
 

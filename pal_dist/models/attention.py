@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
     def projections(self) -> list[nn.Linear]:
         return [self.query, self.key, self.value]
 
-    def projection_parameters(self) -> list[nn.Parameter]:
+    def projection_parameters(self) -> list[Tensor]:
         """Weights of query, key and value, then their biases."""
         return [layer.weight for layer in self.projections] + [layer.bias for layer in self.projections]
 

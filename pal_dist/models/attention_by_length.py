@@ -1,8 +1,8 @@
 """Attention within packed rows by plain matrix products: rows of equal length that stand side by side go together.
 
 The form of a CPU, where rows are few and sorted by length, and the one that every packed kernel is held against. It
-keeps every score. Forward and backward are written out, since autograd's bookkeeping of many small operations costs more
-than the operations.
+keeps every score. Forward and backward are written out, since autograd's bookkeeping of many small operations costs
+more than the operations.
 
 Shapes: T tokens of R rows, H heads of width W, n rows of length L, Q tokens that ask (T, or R: the first of each row).
 """
@@ -39,7 +39,7 @@ class _AttentionByLength(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor | None, joined: Tensor, runs: Sequence[Run], level: int, scale: float
     ) -> Tensor:
-        tokens, parts, heads, width = joined.shape
+        tokens, _, heads, width = joined.shape
         context = joined.new_empty((tokens if query is None else len(query), heads, width))
         sizes = [run.rows * heads * run.length * (run.length if query is None else 1) for run in runs]
         keep = draw_keep_mask(sum(sizes), level, joined.device).split(sizes) if level else [None] * len(runs)

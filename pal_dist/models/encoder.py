@@ -1,7 +1,7 @@
 """BERT's encoder under Transformers' parameter names, over packed rows, with places in every layer for adapters.
 
-It computes what Transformers' BertModel computes (a test holds it to 1e-5 in float32), with three savings: no padding, one
-product for query, key and value, and a last layer that computes only first tokens where only they are read. Where
+It computes what Transformers' BertModel computes (a test holds it to 1e-5 in float32), with three savings: no padding,
+one product for query, key and value, and a last layer that computes only first tokens where only they are read. Where
 autocast asks for 16 bits, everything within a layer is in 16 bits, its LayerNorms' inputs and outputs too (their sums
 are in float32): no tensor changes its format between two operations.
 
@@ -71,7 +71,7 @@ class ResidualOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def own_weights(self) -> list[nn.Parameter]:
+    def own_weights(self) -> list[Tensor]:
         """As `DenseAndNorm` has them."""
         return [self.dense.weight, self.dense.bias, self.LayerNorm.weight, self.LayerNorm.bias]
 
@@ -154,7 +154,7 @@ class Layer(nn.Module):
         form = attention.copy_form(hidden_TD, pads=pads)
         joined: JoinedWeights | None = None
         if form is not None and form.dtype != intermediate.weight.dtype:
-            weight, bias, *own = self.copies.of(form, [*attention.projection_parameters(), *own])  # type: ignore[list-item]
+            weight, bias, *own = self.copies.of(form, [*attention.projection_parameters(), *own])
             joined = weight, bias
         return LayerWeights(joined, DenseAndNorm(*own[:4]), (own[4], own[5]), DenseAndNorm(*own[6:]))
 
@@ -197,8 +197,7 @@ class Encoder(nn.Module):
         adapters: AdapterSlices | None = None,
         first_only: bool = False,
     ) -> Tensor:
-        """Hidden states of the last layer, (T, D), or (R, D) where only first tokens are wanted and no adapter needs the
-        others.
+        """Hidden states of the last layer, (T, D), or (R, D) where only first tokens are wanted.
 
         Args:
             adapters: of the tasks whose rows these are; None: none.

@@ -182,7 +182,7 @@ def choose_packed_kernel(target: KernelTarget, *, dtype: torch.dtype, head_width
 
 
 def padded_head_width(width: int, target: KernelTarget) -> int:
-    """The width that heads have in the device's kernels; what is added is zero and changes neither scores nor context."""
+    """The width that heads have in the device's kernels; what is added is zero and changes no score and no context."""
     return round_up(width, HEAD_WIDTH_MULTIPLE) if target.is_cuda else width
 
 

@@ -57,7 +57,7 @@ class WeightCopies:
         """The parameters change, or have changed."""
         self._kept = None
 
-    def of(self, form: CopyForm, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
+    def of(self, form: CopyForm, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The copies, differentiable; in the order of the recipe."""
         copies: tuple[Tensor, ...] = _Copy.apply(self, form, *parameters)
         return copies
@@ -98,7 +98,8 @@ class AttentionRecipe:
 
     def gradients(self, form: CopyForm, gradients: Gradients, dtype: torch.dtype) -> list[Tensor | None]:
         weight, bias, *others = gradients
-        assert weight is not None and bias is not None, "all of them are used together"
+        assert weight is not None, "all of them are used together"
+        assert bias is not None, "all of them are used together"
         present = [other for other in others if other is not None]
         if not form.pads:
             weight, bias, *present = cast_together([weight, bias, *present], dtype)

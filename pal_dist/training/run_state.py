@@ -25,8 +25,8 @@ class RunState:
     evaluations_without_better: int = 0
     examples: int = 0
     tokens: int = 0
-    """Tokens that went through the model, over all ranks (likewise examples, useful_tokens); with cached features, those
-    of the texts that they stand for."""
+    """Tokens that went through the model, over all ranks (likewise examples, useful_tokens); with cached features,
+    those of the texts that they stand for."""
     useful_tokens: int = 0
     seconds: float = 0.0
     """Time spent training; evaluation and saving are not in it."""

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from pal_dist.commands.train import train
 from pal_dist.core.errors import UserError
-from pal_dist.memory.closed_form import StepOptions, step_bytes
+from pal_dist.memory.closed_form import PackedSize, StepOptions, step_bytes
 from pal_dist.memory.devices import find_device
 from pal_dist.memory.search import MARGIN
 from pal_dist.models.adapters import Adapter, Geometry
 from pal_dist.models.multi_task import MultiTaskBert
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
-from tests.support.random_runs import batch_of, config_of, shape, traced
+from tests.support.random_runs import NAMES, batch_of, config_of, shape, traced
 from tests.support.ranks import in_parallel, run_ranks
 from tests.support.training import assert_same, distances, fit, plain_reference, train_in_float64
 
@@ -83,9 +83,10 @@ def error(kind: str) -> list[float]:
     config = config_of(256, 4, 4, kind, 96, 12, adapter_bottleneck=32)
     errors = []
     for options in (StepOptions("fp32"), StepOptions("fp16", checkpoint_layers=1)):
-        batches = [batch_of(16, 128)] * 2
-        whole = traced(config, options, batches, find_device("t4")).peak
-        errors.append(step_bytes(shape(config), options, 16, 128).peak / whole - 1)
+        batches, device = [batch_of(16, 128, *NAMES)] * 2, find_device("t4")
+        whole = traced(config, options, batches, device).peak
+        size = PackedSize(16 * 128, 16, 128, len(NAMES))
+        errors.append(step_bytes(shape(config), options.on(device), size).peak / whole - 1)
     return errors
 
 
@@ -109,8 +110,8 @@ def shift() -> Iterator[str]:
                 {str(n): nn.Parameter(torch.zeros(geometry.encoder_hidden)) for n in geometry.layers}
             )
 
-        def after_layer(self, layer: int, hidden_BQD: Tensor) -> Tensor:
-            return hidden_BQD + self.by[str(layer)]
+        def after_layer(self, layer: int, hidden_QD: Tensor) -> Tensor:
+            return hidden_QD + self.by[str(layer)]
 
     yield "shift"
     del Adapter.registry["shift"]

@@ -21,7 +21,7 @@ from pal_dist.optim.gradient_surgery import draw_others
 from pal_dist.optim.optimizers import learning_rate_factor, parameter_groups
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.setup import plan_steps
-from tests.support.laws import loss_of
+from tests.support import laws
 from tests.support.naive_pcgrad import naive_pcgrad, trace_of
 from tests.support.plain_surgery import plain_gradvac, plain_pcgrad
 from tests.support.random_runs import batch_of, config_of, loss_of, shape
@@ -45,7 +45,7 @@ def plain_reference(run: RunConfig, cache_dir: Path) -> Parameters:
         gradients = []
         for index, rows in served:
             batch = pack_batch([(tasks[index].name, corpora[index].rows(rows))])
-            (loss_of(model, batch) / count).backward()
+            (laws.loss_of(model, batch) / count).backward()
             gradients.append(torch.cat([parameter.grad.flatten() for parameter in shared]))
             for parameter in shared:
                 parameter.grad = None
@@ -151,8 +151,8 @@ class TestMemory:
         """Closed form within 5 % of the trace, not below by more than the margin."""
         config = config_of(384, 6, 12, "pal", 204, 12)
         run = tiny_run(conflict="pcgrad", max_length=128, batch_size=16)
-        work = workload_of(run, config, ranks=1, multiple=8)
-        assert (work.separate_gradients, work.tasks) == (True, 3)
+        work = workload_of(run, config, ranks=1)
+        assert (work.separate_gradients, work.tasks_in_step) == (True, 3)
         plan = Plan(work, Machine(find_device("t4")), StepOptions(precision), "single", tokens)
         traced = trace_plan(plan, config)
         assert plan.estimate.peak / traced.peak - 1 == pytest.approx(0.0, abs=0.05)

@@ -162,8 +162,8 @@ class Adapter(nn.Module):
         attended_QD: Sequence[Tensor],
         place: Packing,
     ) -> Tensor | None:
-        """`residual` of each adapter on its slice, side by side. A kind may compute for all tasks at once what needs none
-        of their parameters.
+        """`residual` of each adapter on its slice, side by side. A kind may compute for all tasks at once what needs
+        none of their parameters.
 
         Args:
             hidden_TD, attended_QD: each adapter's slice.

@@ -112,7 +112,7 @@ class ProjectedAttentionLayers(Adapter, kind="pal"):
         up, up_bias, down, down_bias = copies[2 * count :]
         return PalWeights((down, down_bias), (copies[place], copies[count + place]), (up, up_bias))
 
-    def _parameters_in_order(self) -> list[nn.Parameter]:
+    def _parameters_in_order(self) -> list[Tensor]:
         """As `PalRecipe` wants them."""
         layers = [cast(SelfAttention, module) for module in self.attention.values()]
         parameters = [linear.weight for each in layers for linear in each.projections]

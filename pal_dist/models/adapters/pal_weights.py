@@ -29,8 +29,8 @@ class PalWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class PalRecipe:
-    """From weights (R, R) and biases (R,) of query, key and value of all layers, V^D's weight and bias, V^E's weight and
-    bias, to (joined weights (3 H W, R), joined biases (3 H W,)) of each layer, V^D's weight (D, H W), and the other three.
+    """From weights (R, R) and biases (R,) of query, key and value of all layers, V^D's weight and bias, V^E's weight
+    and bias, to joined weights (3 H W, R) of each layer, their biases (3 H W,), V^D's weight (D, H W), the other three.
     """
 
     layers: int

@@ -22,10 +22,10 @@ class TestEmulation:
         ]
 
     def test_fused_attention_keeps_no_scores(self) -> None:
-        # One full layer: 4 heads' probabilities, dropout's result and its mask; the last layer asks one token only.
+        # One full layer: 4 heads' probabilities and dropout's mask; the last layer asks first tokens only.
         kept = self.act("fp32", "eager", adapter="none") - self.act("fp32", "sdpa", adapter="none")
         scores = ROWS * 4 * 128 * 128
-        assert kept == pytest.approx(scores * (4 + 4 + 1), rel=0.05)
+        assert kept == pytest.approx(scores * (4 + 1), rel=0.05)
 
     def test_unpadded_heads_fall_back_on_a_t4(self) -> None:
         from transformers import BertConfig, BertForSequenceClassification
@@ -52,7 +52,7 @@ class TestEmulation:
             traced(config, StepOptions(precision), [batch_of(16, 128)] * 2, find_device("t4"))
             for precision in ("fp32", "fp16")
         )
-        assert 0.5 < half.categories["activations"] / full.categories["activations"] < 0.75
+        assert 0.45 < half.categories["activations"] / full.categories["activations"] < 0.55
         matrices = sum(p.numel() for n, p in build(config).named_parameters() if p.ndim == 2 and "embeddings" not in n)
         assert half.categories["weight copies"] == pytest.approx(2 * matrices, rel=0.1)
         assert full.categories["weight copies"] == 0
