@@ -17,6 +17,11 @@ class Precision:
     name: str
     reason: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(self.name, torch.float32)
+
 
 def choose_precision(asked: str, capability: tuple[int, int] | None) -> Precision:
     """The precision for a GPU of this compute capability (None: a CPU). Raises UserError where it cannot be right."""

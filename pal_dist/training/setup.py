@@ -13,11 +13,14 @@ from pathlib import Path
 import torch
 
 from pal_dist.config.schema import RunConfig, default_learning_rate
+from pal_dist.core.console import say
 from pal_dist.data.batching import Schedule
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.token_cache import Corpus
 from pal_dist.distributed.compatibility import check_compatible
 from pal_dist.distributed.engine import Engine
+from pal_dist.models.attention import SelfAttention
+from pal_dist.models.kernel_check import check_packed_kernel
 from pal_dist.models.multi_task import MultiTaskBert, build_model, check_model_options, serves_cached_features
 from pal_dist.models.pretrained import read_model_config
 from pal_dist.monitoring import run_files
@@ -52,6 +55,7 @@ def set_up(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Ru
     engine = join_ranks(config)
     corpora = read_corpora(config, inputs, progress=engine.is_main)
     model = make_model(config, inputs, engine)
+    check_attention(model, engine)
     parameters = model.parameter_counts()
     schedule, total_steps = plan_steps(config, list(corpora.train.values()))
     cached = serves_cached_features(config.train, model)
@@ -114,6 +118,15 @@ def make_model(config: RunConfig, inputs: Inputs, engine: Engine) -> MultiTaskBe
     if config.train.mode == "pretrain":
         model.freeze_encoder()
     return model
+
+
+def check_attention(model: MultiTaskBert, engine: Engine) -> None:
+    """Say so where a packed kernel of the device is wrong: the next best is used then."""
+    shapes = {(module.heads, module.head_width) for module in model.modules() if isinstance(module, SelfAttention)}
+    for heads, width in sorted(shapes):
+        kernel, problem = check_packed_kernel(engine.device, engine.precision.dtype, heads=heads, head_width=width)
+        if problem:
+            say(f"warning: attention on {engine.device} of rank {engine.rank}: {problem}; `{kernel}` is used instead")
 
 
 def plan_steps(config: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:

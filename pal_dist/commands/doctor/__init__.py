@@ -98,6 +98,7 @@ def check_machine(config: RunConfig, engine: Engine | None, output_dir: Path, ca
     return [
         *run_check("versions", host.versions),
         *run_check("GPU", lambda: devices.gpus(config.train.precision)),
+        *run_check("attention", lambda: devices.attention(device, config.train.precision)),
         *run_check("8-bit optimizers", lambda: devices.eight_bit_optimizers(device)),
         *run_check("compilers", devices.compilers),
         *run_check("processors", lambda: host.processors(local_ranks)),

@@ -11,6 +11,7 @@ import torch
 from pal_dist.commands.doctor.findings import Finding
 from pal_dist.core.units import gib
 from pal_dist.distributed.precision import choose_precision
+from pal_dist.models.kernel_check import check_packed_kernel
 
 TAKEN_BY_OTHERS = 0.1
 """Share of a GPU's memory that others may hold before it is worth a word."""
@@ -58,6 +59,21 @@ def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     versions = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.split()
     return f"driver {versions[0]}" if versions else "driver version unknown"
+
+
+def attention(device: torch.device, precision: str) -> Iterator[Finding]:
+    """The packed kernel that attention takes here, held against the plain form: heads of BERT's, heads of a PAL's."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    chosen = choose_precision(precision, capability)
+    for owner, width in {"BERT": 64, "a PAL": 17}.items():
+        kernel, problem = check_packed_kernel(device, chosen.dtype, heads=12, head_width=width)
+        what = f"{kernel}, in {chosen.name}, as the plain form" if kernel != "by_length" else "the plain form"
+        check = f"attention of {owner}"
+        if problem:
+            cure = "`by_length` is right and slower; another PyTorch or driver may bring the kernel back"
+            yield Finding(check, "yellow", f"{what}; {problem}", cure)
+        else:
+            yield Finding(check, "green", what)
 
 
 def eight_bit_optimizers(device: torch.device) -> Iterator[Finding]:
