@@ -86,17 +86,21 @@ class CudaEmulation(TorchFunctionMode):
         self.device, self.attention = device, attention
         self.on_weight_copy, self.softmax_keeps_input = on_weight_copy, softmax_keeps_input
         self.low: torch.dtype | None = None
+        self._depth = 0
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}  # id of a weight -> (the weight, its copy)
 
     @contextmanager
     def autocast(self, dtype: torch.dtype | None) -> Iterator[None]:
-        """As torch.autocast("cuda", dtype); None: no autocast. Copies of weights are forgotten at the end."""
+        """As torch.autocast("cuda", dtype); None: no autocast. Copies of weights are forgotten when the outermost ends."""
         before, self.low = self.low, dtype
+        self._depth += 1
         try:
             yield
         finally:
             self.low = before
-            self.forget_copies()
+            self._depth -= 1
+            if not self._depth:
+                self.forget_copies()
 
     def forget_copies(self) -> None:
         """Drop the cache of weights' copies; those that the graph holds stay alive."""

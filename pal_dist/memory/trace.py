@@ -174,7 +174,7 @@ class _TracedStep:
                 own_code = Emulation(
                     KernelTarget("cuda", emulated.capability, attention),
                     compute_dtype=lambda: emulation.low,
-                    without_autocast=lambda: emulation.autocast(None),
+                    autocast=emulation.autocast,
                     on_weight_copies=lambda copies: tracker.mark(copies, WEIGHT_COPIES),
                 )
                 tracker.on_exit = emulation.forget_copies  # a layer computed again has an autocast of its own

@@ -24,7 +24,7 @@ from pal_dist.models.adapters.slices import AdapterSlices
 from pal_dist.models.attention import JoinedWeights, SelfAttention
 from pal_dist.models.dropout import Dropout
 from pal_dist.models.packed_rows import PackedRows
-from pal_dist.models.precision import compute_dtype
+from pal_dist.models.precision import autocast, compute_dtype
 from pal_dist.models.weight_copies import AttentionRecipe, WeightCopies
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -80,12 +80,8 @@ class ResidualOutput(nn.Module):
         return self.dropout(F.linear(values, weights.weight, weights.bias))
 
     def normalised(self, total_QD: Tensor, weights: DenseAndNorm) -> Tensor:
-        # The operator below `F.layer_norm`, which autocast would run in float32 between two changes of format.
         norm = self.LayerNorm
-        result: Tensor = torch.native_layer_norm(
-            total_QD, norm.normalized_shape, weights.norm_weight, weights.norm_bias, norm.eps
-        )[0]
-        return result
+        return F.layer_norm(total_QD, norm.normalized_shape, weights.norm_weight, weights.norm_bias, norm.eps)
 
 
 class Attention(nn.Module):
@@ -205,16 +201,24 @@ class Encoder(nn.Module):
         """
         adapters = adapters or AdapterSlices.none(rows)
         hidden = self.embeddings(input_ids_T, token_type_ids_T, positions_T)
-        hidden = hidden.to(compute_dtype(hidden) or hidden.dtype)
+        adapters.compute_dtype = compute_dtype(hidden)
+        hidden = hidden.to(adapters.compute_dtype or hidden.dtype)
+        with autocast(hidden, None):  # it would have LayerNorms in float32, between two changes of format
+            hidden = self._through_layers(hidden, rows, adapters, first_only and not adapters.read_all_tokens)
+            hidden = adapters.on_top(hidden)
+        return rows.first(hidden) if first_only and adapters.read_all_tokens else hidden
+
+    def _through_layers(
+        self, hidden: Tensor, rows: PackedRows, adapters: AdapterSlices, first_only: bool
+    ) -> Tensor:
         last = len(self.encoder.layer) - 1
         for index, layer in enumerate(self.encoder.layer):
-            run = partial(layer, index, adapters, rows, first_only and not adapters.read_all_tokens and index == last)
+            run = partial(layer, index, adapters, rows, first_only and index == last)
             if self.training and torch.is_grad_enabled() and is_checkpointed(index, self.checkpoint_layers):
                 hidden = checkpoint(run, hidden, use_reentrant=False)  # dropout draws the same masks again
             else:
                 hidden = run(hidden)
-        hidden = adapters.on_top(hidden)
-        return rows.first(hidden) if first_only and adapters.read_all_tokens else hidden
+        return hidden
 
 
 def is_checkpointed(layer: int, every: int) -> bool:

@@ -25,7 +25,7 @@ from pal_dist.models.attention import SelfAttention
 from pal_dist.models.dropout import Dropout
 from pal_dist.models.encoder import ACTIVATION_FUNCTIONS, Encoder, Layer
 from pal_dist.models.packed_rows import PackedRows
-from pal_dist.models.precision import without_autocast
+from pal_dist.models.precision import autocast
 from pal_dist.models.pretrained import PAL_BERT, read_model_config
 from pal_dist.models.weight_copies import WeightCopies
 from pal_dist.tasks.registry import Task, task_from_dict, task_to_dict
@@ -120,7 +120,7 @@ class MultiTaskBert(PreTrainedModel):
         Features that come with the batch spare the encoder.
         """
         pooled_RD = self.pooled(batch) if batch.pooled_RD is None else batch.pooled_RD
-        with without_autocast(pooled_RD):
+        with autocast(pooled_RD, None):
             return [self.heads[segment.task](pooled_RD[segment.rows]) for segment in batch.segments]
 
     def pooled(self, batch: Batch) -> Tensor:
@@ -139,7 +139,7 @@ class MultiTaskBert(PreTrainedModel):
             adapters=adapters,
             first_only=self.config.pooling != "mean",
         )
-        with without_autocast(hidden):
+        with autocast(hidden, None):
             return self.pool(hidden, rows)
 
     def pool(self, hidden: Tensor, rows: PackedRows) -> Tensor:

@@ -38,7 +38,8 @@ class Emulation:
     target: KernelTarget
     compute_dtype: Callable[[], torch.dtype | None] = lambda: None
     """Number format of the autocast that is on; None: none is."""
-    without_autocast: Callable[[], AbstractContextManager[None]] | None = None
+    autocast: Callable[[torch.dtype | None], AbstractContextManager[None]] | None = None
+    """As `autocast` below."""
     on_weight_copies: Callable[[Iterable[Tensor]], None] = lambda _: None
     """Told of the copies of weights in 16 bits."""
 
@@ -78,12 +79,13 @@ def compute_dtype(tensor: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
-    """Within, operations keep the format of what they are given."""
+def autocast(tensor: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    """Within, PyTorch chooses the format of operations on the tensor's device, this one for matrix products; None:
+    operations keep the format of what they are given."""
     emulation = _emulation.get()
-    if emulation is not None and emulation.without_autocast is not None:
-        return emulation.without_autocast()
-    context: AbstractContextManager[None] = torch.autocast(tensor.device.type, enabled=False)
+    if emulation is not None and emulation.autocast is not None:
+        return emulation.autocast(dtype)
+    context: AbstractContextManager[None] = torch.autocast(tensor.device.type, dtype=dtype, enabled=dtype is not None)
     return context
 
 

@@ -144,6 +144,44 @@ def separated(whole: Tensor, form: CopyForm, count: int, dtype: torch.dtype) -> 
     return whole.to(dtype).reshape(count, form.heads * form.width, *tail).unbind()
 
 
+class TiedGradient:
+    """The gradient of a weight that many products of one pass share, summed by the products themselves."""
+
+    def __init__(self) -> None:
+        self.uses = 0
+        self.total: Tensor | None = None
+
+
+class _TiedLinear(torch.autograd.Function):
+    """A linear layer whose weight other layers of the pass share: each adds to one gradient as it goes backward, and
+    the first of them, whose backward pass is the last, hands it on."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, tied: TiedGradient) -> Tensor:
+        ctx.tied, ctx.is_first = tied, tied.uses == 0
+        tied.uses += 1
+        ctx.save_for_backward(values, weight)
+        return torch.addmm(bias, values, weight.t())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (values, weight), tied = gradients, ctx.saved_tensors, ctx.tied
+        if tied.total is None:
+            tied.total = gradient.t() @ values
+        else:
+            tied.total.addmm_(gradient.t(), values)
+        to_weight = None
+        if ctx.is_first:
+            to_weight, tied.total = tied.total, None
+        return gradient @ weight if ctx.needs_input_grad[0] else None, to_weight, gradient.sum(0), None
+
+
+def tied_linear(values_TD: Tensor, weight: Tensor, bias: Tensor, tied: TiedGradient) -> Tensor:
+    """`F.linear` of a weight that is used again and again in one pass; `tied` is the pass's own."""
+    result: Tensor = _TiedLinear.apply(values_TD, weight, bias, tied)
+    return result
+
+
 class _ProjectJoined(torch.autograd.Function):
     """One product for several projections of the same values. It keeps parameters and not their joined copy, so that
     whoever shares parameters out may let go of them until backward."""

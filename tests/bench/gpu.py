@@ -73,6 +73,10 @@ def profiled(step: Callable[[], object], steps: int) -> Record:
         "kernels": round(sum(event.count for event in events) / steps),
         "busy_ms": round(busy / steps, 2),
         "profiled_ms": round(1e3 * seconds / steps, 2),
+        "most": [
+            [event.key[:60], round(event.count / steps)]
+            for event in sorted(events, key=lambda event: -event.count)[:25]
+        ],
         "largest": [
             [event.key[:60], event.count // steps, round(event.self_device_time_total / 1e3 / steps, 3)]
             for event in largest
@@ -171,6 +175,58 @@ def plain_steps(model: Path, data_dir: str, rows: int) -> Iterator[Record]:
     yield {"section": "plain", "rows": rows, **timed(step), **profiled(step, PROFILED)}
 
 
+def memory(model: Path, data_dir: str, cache: Path) -> Iterator[Record]:
+    """A real step's largest micro-batch: allocated and reserved against the trace."""
+    from pal_dist.commands.memory_check import trace_worst_step
+    from pal_dist.config.resolve import resolve
+    from pal_dist.training.setup import set_up
+    from pal_dist.training.worst_batch import worst_step
+
+    cases: list[Record] = [
+        {"precision": precision, "adapter": adapter, "checkpoint_layers": layers, "batch_size": rows}
+        for precision, adapter, layers, rows in (
+            ("bf16", "none", 0, 128),
+            ("bf16", "pal", 0, 512),
+            ("fp16", "pal", 1, 512),
+            ("fp32", "pal", 0, 128),
+            ("bf16", "houlsby", 2, 128),
+        )
+    ]
+    for case in cases if CUDA else cases[3:4]:
+        with tempfile.TemporaryDirectory() as folder:
+            settings = {"data_dir": data_dir, "model": str(model), "bad_rows": "skip", "memory": "plan_only", **case}
+            run = set_up(
+                resolve({**{k: str(v) for k, v in settings.items()}, "output_dir": f"{folder}/run"})[0],
+                {},
+                cache_dir=cache,
+            )
+            planned = trace_worst_step(run)
+            engine = run.engine
+            engine.model.train()
+            for _ in range(3):
+                engine.reset_peak_memory()
+                for micro in worst_step(run):
+                    engine.backward(run.loss_sum(engine.to_device(run.batch(micro))), 1)
+                engine.step(rate=0.0, max_norm=1.0)
+            allocated, reserved = engine.peak_memory(), engine.peak_reserved_memory()
+            expected = planned.reserved(expandable=True)
+            yield {
+                "section": "memory",
+                **case,
+                "allocated_gib": round(allocated / 2**30, 3),
+                "traced_gib": round(planned.peak / 2**30, 3),
+                "trace_off": round(planned.peak / allocated - 1, 4),
+                "reserved_gib": round(reserved / 2**30, 3),
+                "reserved_off": round(expected / reserved - 1, 4),
+                "at": planned.at,
+            }
+            run.close()
+            del engine, run
+            gc.collect()
+            if CUDA:
+                torch.cuda.empty_cache()
+
+
 def kernels() -> Iterator[Record]:
     """The packed kernels against the plain form: outputs, gradients, dropout's share and mean."""
     from pal_dist.models.attention_by_length import attention_by_length
@@ -219,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--tokenizer", help="folder with a BERT tokenizer; default: MiniLM's")
-    parser.add_argument("--sections", default="kernels,steps,plain")
+    parser.add_argument("--sections", default="kernels,steps,memory,plain")
     parser.add_argument("--rows", default="32,128,512" if CUDA else "4")
     parser.add_argument("--adapters", default="none,pal")
     parser.add_argument("--precisions", default="bf16" if CUDA else "fp32")
@@ -240,6 +296,7 @@ def main() -> None:
                 for rows in counts
                 for adapter in options.adapters.split(",")
             ),
+            "memory": lambda: iter([memory(model, options.data_dir, folder / "cache")]),
             "plain": lambda: (plain_steps(model, options.data_dir, rows) for rows in counts),
         }
         for name in options.sections.split(","):

@@ -59,7 +59,7 @@ def counted(batches: list[Batch], config: MultiTaskBertConfig, capability: tuple
     gpu = Emulation(
         KernelTarget("cuda", capability),
         compute_dtype=lambda: cuda.low,
-        without_autocast=lambda: cuda.autocast(None),
+        autocast=cuda.autocast,
     )
     with FakeTensorMode(allow_non_fake_inputs=True), emulate(gpu), cuda:
         model = MultiTaskBert(config).train()

@@ -14,7 +14,7 @@ from pal_dist.models.adapters.pal_weights import PalRecipe, PalWeights
 from pal_dist.models.attention import SelfAttention
 from pal_dist.models.packed_kernels import packed_attention
 from pal_dist.models.packed_rows import PackedRows
-from pal_dist.models.weight_copies import WeightCopies
+from pal_dist.models.weight_copies import TiedGradient, WeightCopies, tied_linear
 
 
 class ProjectedAttentionLayers(Adapter, kind="pal"):
@@ -79,7 +79,7 @@ class ProjectedAttentionLayers(Adapter, kind="pal"):
         queries, projected, weights = [], [], []
         for pal, own, own_rows in zip(pals, values, place.segments, strict=True):
             weights.append(pal._weights(layer, own, place.weights))
-            narrow = F.linear(own, *weights[-1].down)
+            narrow = tied_linear(own, *weights[-1].down, _tied(pal, "down", place))
             asking = own_rows.first(narrow) if place.first_only else None
             query, joined = pal.attention_of(layer).project(narrow, asking, weights[-1].attention)
             queries += [] if query is None else [query]
@@ -92,7 +92,10 @@ class ProjectedAttentionLayers(Adapter, kind="pal"):
             p=attention.dropout if attention.training else 0.0,
             scale=attention.head_width**-0.5,
         ).flatten(1)
-        wide = [F.linear(own, *weight.up) for own, weight in zip(context.split(place.asking), weights, strict=True)]
+        wide = [
+            tied_linear(own, *weight.up, _tied(pal, "up", place))
+            for pal, own, weight in zip(pals, context.split(place.asking), weights, strict=True)
+        ]
         added = F.gelu(side_by_side(wide))
         if cls.scaled is ProjectedAttentionLayers.scaled:
             return added
@@ -121,6 +124,12 @@ class ProjectedAttentionLayers(Adapter, kind="pal"):
 
     def saved_elements(self) -> int:
         return 0
+
+
+def _tied(pal: ProjectedAttentionLayers, name: str, place: Packing) -> TiedGradient:
+    """That of V^E or V^D in this pass."""
+    tied: TiedGradient = place.weights.setdefault((pal, name), TiedGradient())
+    return tied
 
 
 class ProgressivePALs(ProjectedAttentionLayers, kind="progressive_pal"):

@@ -6,13 +6,16 @@ Shapes: T tokens of R rows of all tasks, Q tokens that ask (T, or R: the first o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pal_dist.models.adapters.base import Adapter, Packing, side_by_side
 from pal_dist.models.attention import ProjectionHook
 from pal_dist.models.packed_rows import PackedRows
+from pal_dist.models.precision import autocast
 
 
 class AdapterSlices:
@@ -27,6 +30,8 @@ class AdapterSlices:
         self.adapters, self.rows, self.segments = list(adapters), rows, list(segments)
         self.tokens, self.counts = [each.tokens for each in segments], [each.count for each in segments]
         self.weights: dict[Any, Any] = {}
+        self.compute_dtype: torch.dtype | None = None
+        """The 16-bit format of the pass; an adapter's own modules are called under autocast to it. None: there is none."""
 
     @classmethod
     def none(cls, rows: PackedRows) -> AdapterSlices:
@@ -64,14 +69,19 @@ class AdapterSlices:
             return None
         place = Packing(self.rows, self.segments, first_only, self.weights)
         hidden, attended = hidden_TD.split(self.tokens), attended_QD.split(self._sizes(first_only))
-        added = type(self.adapters[0]).residual_together(self.adapters, layer, hidden, attended, place)
+        with self._autocast(hidden_TD):
+            added = type(self.adapters[0]).residual_together(self.adapters, layer, hidden, attended, place)
         return None if added is None else added.to(attended_QD.dtype)
 
     def on_top(self, hidden_TD: Tensor) -> Tensor:
         if not self._override("on_top"):
             return hidden_TD
         pieces = zip(self.adapters, hidden_TD.split(self.tokens), self.segments, strict=True)
-        return side_by_side([adapter.on_top(own, rows) for adapter, own, rows in pieces]).to(hidden_TD.dtype)
+        with self._autocast(hidden_TD):
+            return side_by_side([adapter.on_top(own, rows) for adapter, own, rows in pieces]).to(hidden_TD.dtype)
+
+    def _autocast(self, tensor: Tensor) -> AbstractContextManager[None]:
+        return nullcontext() if self.compute_dtype is None else autocast(tensor, self.compute_dtype)
 
     def _override(self, name: str) -> bool:
         """Whether the adapters' kind reaches in at this place."""
@@ -89,5 +99,6 @@ class AdapterSlices:
         """The method of each adapter, given what comes `before` and its slice of each of the values; the results side
         by side, in the format of the last values."""
         slices = zip(*(each.split(sizes) for each in values), strict=True)
-        pieces = [getattr(adapter, name)(*before, *own) for adapter, own in zip(self.adapters, slices, strict=True)]
-        return side_by_side(pieces).to(values[-1].dtype)
+        with self._autocast(values[-1]):
+            pieces = [getattr(adapter, name)(*before, *own) for adapter, own in zip(self.adapters, slices, strict=True)]
+            return side_by_side(pieces).to(values[-1].dtype)
