@@ -123,7 +123,7 @@ def trace(
     fake_tensors = FakeTensorMode(allow_non_fake_inputs=True)
     with fake_tensors:
         module = _as_fake(model).train()
-        micro_batches = [tree_map_only(Tensor, _as_fake_tensor, batch) for batch in micro_batches]
+        micro_batches = [_as_fake_batch(batch) for batch in micro_batches]
     if checkpointing:
         _enable_checkpointing(module)
     update = (optimizer or _fused_adamw)(module)  # real: bitsandbytes computes its tables of quantiles here
@@ -303,8 +303,20 @@ def _as_fake(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     return copy.deepcopy(model, copies)
 
 
-def _as_fake_tensor(tensor: Tensor) -> Tensor:
-    return tensor if isinstance(tensor, FakeTensor) else torch.empty(tensor.shape, dtype=tensor.dtype)
+def _as_fake_batch(batch: Any) -> Any:
+    """The batch with fake tensors, of which those that share memory share it still."""
+    storages: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        storage = tensor.untyped_storage()
+        if storage._cdata not in storages:
+            storages[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8)
+        whole = storages[storage._cdata].view(tensor.dtype)
+        return whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    return tree_map_only(Tensor, fake, batch)
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -208,17 +208,22 @@ class Encoder(nn.Module):
             hidden = adapters.on_top(hidden)
         return rows.first(hidden) if first_only and adapters.read_all_tokens else hidden
 
-    def _through_layers(
-        self, hidden: Tensor, rows: PackedRows, adapters: AdapterSlices, first_only: bool
-    ) -> Tensor:
+    def _through_layers(self, hidden: Tensor, rows: PackedRows, adapters: AdapterSlices, first_only: bool) -> Tensor:
         last = len(self.encoder.layer) - 1
         for index, layer in enumerate(self.encoder.layer):
             run = partial(layer, index, adapters, rows, first_only and index == last)
             if self.training and torch.is_grad_enabled() and is_checkpointed(index, self.checkpoint_layers):
-                hidden = checkpoint(run, hidden, use_reentrant=False)  # dropout draws the same masks again
+                # Dropout draws the same masks again.
+                hidden = checkpoint(partial(_without_autocast, run), hidden, use_reentrant=False)
             else:
                 hidden = run(hidden)
         return hidden
+
+
+def _without_autocast(run: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    """For a layer that is computed again in backward, where autocast may be on."""
+    with autocast(hidden, None):
+        return run(hidden)
 
 
 def is_checkpointed(layer: int, every: int) -> bool:

@@ -41,7 +41,7 @@ def outcome(seed: int) -> Outcome:
     chance = random.Random(seed)
     run = random_run(1000 + seed, layers=(2, 3, 4))
     lengths = [
-        np.clip(np.random.default_rng(seed + task).lognormal(3.3, 0.6, EXAMPLES), 5, run.length).astype(np.int32)
+        np.clip(np.random.default_rng(seed + task).lognormal(3.3, 0.6, EXAMPLES), 5, run.size.length).astype(np.int32)
         for task in range(3)
     ]
     batch_size = chance.choice([16, 32, 64, 128])
