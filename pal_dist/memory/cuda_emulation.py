@@ -91,7 +91,7 @@ class CudaEmulation(TorchFunctionMode):
 
     @contextmanager
     def autocast(self, dtype: torch.dtype | None) -> Iterator[None]:
-        """As torch.autocast("cuda", dtype); None: no autocast. Copies of weights are forgotten when the outermost ends."""
+        """As torch.autocast("cuda", dtype); None: none. Copies of weights are forgotten when the outermost ends."""
         before, self.low = self.low, dtype
         self._depth += 1
         try:

@@ -1,4 +1,4 @@
-"""How many kernels a GPU is given, counted without one: the operators that PyTorch dispatches, each by what it launches.
+"""How many kernels a GPU is given, counted without one: operators that PyTorch dispatches, each by what it launches.
 
 The table says what one call of an operator launches on CUDA; operators that are not in it launch one kernel, views and
 allocations none. cuBLAS may split a product in two launches, which is not counted: on an H100 a counted step launched
@@ -95,7 +95,7 @@ class LaunchCounter(TorchDispatchMode):
     def _launches(func: Any, name: str, args: Any) -> int:
         if func.namespace == "prim" or func.is_view or name.startswith(NOTHING) or name in ("split", "unbind", "chunk"):
             return 0
-        if name.startswith("_foreach_") or name.startswith("_fused_adamw"):
+        if name.startswith(("_foreach_", "_fused_adamw")):
             lists = [each for each in args if isinstance(each, (list, tuple)) and each and isinstance(each[0], Tensor)]
             sizes = [tensor.numel() for tensor in lists[0]]
             many = [each for each in lists if sum(part.numel() for part in each) >= sum(sizes)]

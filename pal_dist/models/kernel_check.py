@@ -30,7 +30,7 @@ def check_packed_kernel(place: torch.device, dtype: torch.dtype, *, heads: int, 
 
     The plain form is in any case right.
     """
-    problems = []
+    problems: list[str] = []
     with torch.random.fork_rng([place] if place.type == "cuda" else []), torch.enable_grad():
         probe = torch.empty(0, device=place, dtype=dtype)
         width = padded_head_width(head_width, kernel_target(probe))

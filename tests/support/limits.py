@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pal_dist.data.batching import micro_batches
-from pal_dist.data.worst_step import most_tokens
+from pal_dist.data.worst_step import most_tokens, worst_micro_batches
 from pal_dist.memory.closed_form import PackedSize, step_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.planner import batch_of_size, search
@@ -60,12 +60,12 @@ def outcome(seed: int) -> Outcome:
     as_planned, with_more_room = (
         micro_batches(served, lengths, budget=budget, rank=0, ranks=1) for budget in (plan.tokens, 2 * plan.tokens)
     )
+    # The largest that a step can meet, twice where it meets gradients.
+    worst = worst_micro_batches(lengths, budget=plan.tokens, rows=(batch_size,) * 3, one_task=False)
     batches = [
-        batch_of_size([int(length) for task, own in part.parts for length in lengths[task][own]], NAMES)
-        for part in as_planned
+        batch_of_size([int(length) for task, own in micro.parts for length in lengths[task][own]], NAMES)
+        for micro in worst
     ]
-    # The largest micro-batches decide; the others only take time to trace.
-    batches = sorted(batches, key=lambda batch: batch.tokens)[-3:]
     step = traced(run.config, plan.options, batches, card, limit=card.usable)
     is_bottleneck = len(with_more_room) < len(as_planned) or plan.options.checkpoint_layers > 0
     return Outcome(step.peak / card.usable, is_bottleneck)

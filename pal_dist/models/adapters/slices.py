@@ -31,7 +31,7 @@ class AdapterSlices:
         self.tokens, self.counts = [each.tokens for each in segments], [each.count for each in segments]
         self.weights: dict[Any, Any] = {}
         self.compute_dtype: torch.dtype | None = None
-        """The 16-bit format of the pass; an adapter's own modules are called under autocast to it. None: there is none."""
+        """The 16-bit format of the pass, to which adapters are called under autocast; None: there is none."""
 
     @classmethod
     def none(cls, rows: PackedRows) -> AdapterSlices:

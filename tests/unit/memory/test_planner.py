@@ -66,15 +66,16 @@ def test_flags_name_the_strategy_where_it_has_to_change(asked: str, planned: str
 def test_what_cannot_fit_is_said_with_what_would() -> None:
     run = run_of(checkpoint_layers=0, max_length=64, batch_size=64, tokens_per_micro_batch=4096)
     sampling = Sampling("round_robin", (300, 200, 100), 64)
+    lengths = [np.full(size, 61, dtype=np.int32) for size in sampling.sizes]
     least = Plan(
-        workload_of(run, CONFIG, ranks=1, sampling=sampling, lengths=LENGTHS),
+        workload_of(run, CONFIG, ranks=1, sampling=sampling, lengths=lengths),
         Machine(cpu_device(1)),
         StepOptions("fp32", "eager"),
         "single",
-        64,
+        4096,
     ).needed
     for memory, cure in (
-        (11 * least // 10, r"It would with --precision fp32 .*"),
+        (least - 1, r"It would with --precision fp32 .*"),
         (1, "Nothing makes it fit but a smaller"),
     ):
         with pytest.raises(DoesNotFitError, match=rf"does not fit: it needs .* GiB even with .*{cure}"):
@@ -86,5 +87,5 @@ def test_what_cannot_fit_is_said_with_what_would() -> None:
                 precision="fp32",
                 ranks=1,
                 sampling=sampling,
-                lengths=LENGTHS,
+                lengths=lengths,
             )
