@@ -25,6 +25,10 @@ Counted (tests/bench/launches.py)."""
 PASS_LAUNCHES, HEAD_LAUNCHES, UPDATE_LAUNCHES = 90, 14, 40
 """Kernels of embeddings and pooler, of one task's head and loss, of clipping and update; counted likewise."""
 
+HOST_WORK = 1.45
+"""What the host does in a step over what a bare forward and backward pass of as many kernels takes it: batches,
+agreement, clipping, update. Measured beside one H100 (BENCHMARKS.md)."""
+
 MEASURED_SHARE_GPU, MEASURED_SHARE_CPU = 0.5, 0.92
 """Share of the matrix products' measured rate that a step's own products reach: what one H100 showed, and two cores."""
 
@@ -128,7 +132,7 @@ def step_time(
     else:
         compute += ACTIVATION_TRAFFIC * kept / memory
         update = (28 if options.optimizer == "adamw" else 18) * shape.trained_parameters / memory
-        launching = max(0.0, device.launch * count - compute - update)
+        launching = max(0.0, HOST_WORK * device.launch * count - compute - update)
     paged = 4 * shape.trained_parameters if options.optimizer.startswith("paged") else 0
     return StepTime(
         compute=compute,

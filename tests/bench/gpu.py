@@ -141,7 +141,6 @@ def our_steps(model: Path, data_dir: str, cache: Path, adapter: str, rows: int, 
         window = trainer.log_window
         record["tokens_per_step"] = round(window.tokens / (2 * STEPS + WARM_UP))
         record["useful_share"] = round(window.useful_tokens / window.tokens, 4)
-        record["precision"] = trainer.engine.precision.name
         if trainer.run.plan is not None:
             record["planned_ms"] = round(1e3 * trainer.run.plan.plan.seconds, 2)
         if CUDA:
@@ -203,6 +202,7 @@ def memory(model: Path, data_dir: str, cache: Path) -> Iterator[Record]:
             planned = trace_worst_step(run)
             engine = run.engine
             engine.model.train()
+            engine.checkpoint_layers(run.state.checkpoint_layers)
             for _ in range(3):
                 engine.reset_peak_memory()
                 for micro in worst_step(run):

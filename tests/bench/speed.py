@@ -35,8 +35,11 @@ def plain_turn(loop: PlainLoop, steps: Iterator[int], examples: int) -> Callable
     return turn
 
 
-def our_turn(data_dir: str, adapter: str, folder: Path, examples: int) -> tuple[Callable[[], int], Callable[[], float]]:
+def our_turn(
+    data_dir: str, adapter: str, folder: Path, examples: int, *, tasks: str = "sst,para,sts"
+) -> tuple[Callable[[], int], Callable[[], float]]:
     flags = {
+        "tasks": tasks,
         "data_dir": data_dir,
         "adapter": adapter,
         "sampling": "proportional",

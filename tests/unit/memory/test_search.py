@@ -47,6 +47,22 @@ def test_the_largest_budget_that_fits(work: Workload) -> None:
     assert not replace(plan, tokens=plan.tokens + 128).fits
 
 
+def test_8_bit_state_is_for_memory_alone(work: Workload) -> None:
+    choices = SearchSpace(("fp16",), checkpoint_layers=(0,), tokens=4096)
+    machine = Machine(find_device("t4"))
+    roomy = list(candidates(work, machine, choices))
+    adamw, eight_bit = (
+        next(plan for plan in roomy if plan.options.optimizer == name) for name in ("adamw", "adamw_8bit")
+    )
+    assert eight_bit.seconds <= adamw.seconds
+    assert fastest(roomy) == adamw
+    between = replace(machine.device, memory=0, taken=0)
+    between = replace(between, memory=(adamw.needed + eight_bit.needed) // 2)
+    best = fastest(list(candidates(work, Machine(between), choices)))
+    assert best is not None
+    assert best.options.optimizer != "adamw"
+
+
 def test_every_alternative_is_another_plan(work: Workload) -> None:
     base = Plan(work, Machine(find_device("t4"), gpus=2), StepOptions("fp32", "eager"), "ddp", 8192)
     changed = alternatives(base)
