@@ -131,7 +131,7 @@ class MemoryConfig:
     without the proof. off: neither (steps that run out of memory are still run again in smaller micro-batches)."""
 
     tokens_per_micro_batch: int | None = setting(None, resumable=True, for_saved_model=True)
-    """Most tokens, padding included, that go through the model at once on one rank. Sets memory, never the gradient.
+    """Most tokens that go through the model at once on one rank. Sets memory, never the gradient.
     None: the most that the plan finds room for; 4096 with `memory: off`."""
 
     checkpoint_layers: int | None = setting(None, resumable=True)

@@ -87,7 +87,15 @@ class Clock(TrainerCallback):
 
 
 def trainer_turn(
-    rows: Rows, model: MixedModel, tokenizer: Any, folder: Path, sampling: str, *, batch: int, accumulate: int, steps: int
+    rows: Rows,
+    model: MixedModel,
+    tokenizer: Any,
+    folder: Path,
+    sampling: str,
+    *,
+    batch: int,
+    accumulate: int,
+    steps: int,
 ) -> Callable[[], float]:
     """A turn that returns examples a second."""
     collator = DataCollatorWithPadding(tokenizer)
@@ -114,9 +122,7 @@ def trainer_turn(
             seed=next(seeds),
         )
         model.train()
-        trainer = Trainer(
-            model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[clock]
-        )
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[clock])
         trainer.train()
         return batch * accumulate * steps / clock.seconds
 
