@@ -125,7 +125,9 @@ def _micro_steps(
 ) -> list[list[MicroBatch]]:
     """The micro-steps that serve these rows. `loads`: tokens that each rank has already; is added to."""
     sizes = np.concatenate([lengths[task][rows] for task, rows in step_rows]).astype(np.int64)
-    longest_first = np.argsort(-sizes, kind="stable")
+    longest = sizes.max()
+    # In the smallest type that holds lengths: numpy sorts short integers several times faster.
+    longest_first = np.argsort((longest - sizes).astype(np.min_scalar_type(longest)), kind="stable")
     bins, tokens = _deal(sizes[longest_first], budget, ranks)
     # Heavy bins to ranks that have little so far, micro-step by micro-step.
     micro_step, rank = np.zeros(len(tokens), dtype=np.int64), np.zeros(len(tokens), dtype=np.int64)
@@ -141,25 +143,40 @@ def _micro_steps(
 
 def _deal(sizes: NDArray[np.int64], budget: int, ranks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(bin of each row, tokens of each bin) for the fewest bins, a multiple of `ranks`, that hold rows of these sizes,
-    the longest first.
-
-    Round by round, each bin gets one row: those that have least the longest of the round.
-    """
-    count, most = len(sizes), max(budget, int(sizes[0]))
-    each = max(1, ceil_div(int(sizes.sum()), ranks * budget))
+    the longest first. No bin is over the budget but by a row that stands alone."""
+    count, tokens_in_all = len(sizes), int(sizes.sum())
+    one_row_each = ceil_div(count, ranks)
+    each = min(max(1, ceil_div(tokens_in_all, ranks * budget)), one_row_each)
     while True:
-        total = each * ranks
-        if total == 1 and int(sizes.sum()) <= most:
+        if each * ranks == 1:
             return np.zeros(count, dtype=np.int64), sizes.sum(keepdims=True)
-        bins, tokens = np.empty(count, dtype=np.int64), np.zeros(total, dtype=np.int64)
-        for start in range(0, count, total):
-            dealt = sizes[start : start + total]
-            least_loaded = np.argsort(tokens, kind="stable")[: len(dealt)]
-            bins[start : start + total] = least_loaded
-            tokens[least_loaded] += dealt
-        if tokens.max() <= most or total >= count:
+        bins, tokens = _longest_to_least_loaded(sizes, each * ranks)
+        too_full = (tokens > budget) & (np.bincount(bins, minlength=each * ranks) > 1)
+        if each == one_row_each or not too_full.any():
             return bins, tokens
         each += 1
+
+
+def _longest_to_least_loaded(sizes: NDArray[np.int64], bins: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(bin of each row, tokens of each bin): each row in turn goes to the bin that has least.
+
+    Worked out for many rows at a time: the next rows go to the bins that have least, in this order, up to the first bin
+    that has more than one of those before it with its new row. So a bin with one very long row gets no other until the
+    rest have as much.
+    """
+    chosen, tokens = np.empty(len(sizes), dtype=np.int64), np.zeros(bins, dtype=np.int64)
+    start = 0
+    while start < len(sizes):
+        dealt = sizes[start : start + bins]
+        least_loaded = np.argsort(tokens, kind="stable")[: len(dealt)]
+        before = tokens[least_loaded]
+        after = before + dealt
+        overtaken = before[1:] > np.minimum.accumulate(after)[:-1]
+        stop = int(overtaken.argmax()) + 1 if overtaken.any() else len(dealt)
+        chosen[start : start + stop] = least_loaded[:stop]
+        tokens[least_loaded[:stop]] = after[:stop]
+        start += stop
+    return chosen, tokens
 
 
 def _gathered(

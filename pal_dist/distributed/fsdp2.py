@@ -26,15 +26,17 @@ class FSDP2Backend(ReplicatedBackend):
         mesh = init_device_mesh(kind, (self.group.ranks,))
         before = {id(parameter): name for name, parameter in self.model.named_parameters()}
         groups = [[before[id(parameter)] for parameter in group["params"]] for group in self.optimizer.param_groups]
-        for layer in self.model.encoder_layers:
+        *lower, last = self.model.encoder_layers
+        for layer in lower:
             fully_shard(layer, mesh=mesh)
+        fully_shard(last, mesh=mesh, reshard_after_forward=False)  # backward wants it next
         fully_shard(self.model, mesh=mesh, reshard_after_forward=False)
         named = dict(self.model.named_parameters())
         for group, names in zip(self.optimizer.param_groups, groups, strict=True):
             group["params"] = [named[name] for name in names]
         self.names = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         self.trained = list(self.names.values())
-        self.model.keep_no_weight_copies()
+        self.model.keep_no_weight_copies(self.model.encoder_layers)  # the others are whole throughout a pass
 
     @property
     def _optimizer_reads_flags(self) -> bool:

@@ -20,10 +20,10 @@ ACTIVATION_TRAFFIC = 4.0
 
 LAYER_LAUNCHES, ADAPTER_LAUNCHES = 44, 22
 """Kernels of a layer, and of one task's PAL beside it, forward and backward; other adapters are taken to have as many.
-Counted (tests/bench/launches.py)."""
+About what an H100 was given (BENCHMARKS.md)."""
 
 PASS_LAUNCHES, HEAD_LAUNCHES, UPDATE_LAUNCHES = 90, 14, 40
-"""Kernels of embeddings and pooler, of one task's head and loss, of clipping and update; counted likewise."""
+"""Kernels of embeddings and pooler, of one task's head and loss, of clipping and update; likewise."""
 
 HOST_WORK = 1.45
 """What the host does in a step over what a bare forward and backward pass of as many kernels takes it: batches,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -160,10 +160,13 @@ class MultiTaskBert(PreTrainedModel):
         for copies in self.weight_copies():
             copies.forget()
 
-    def keep_no_weight_copies(self) -> None:
-        """Parameters are whole only while their layer runs, so its copies go when it ends."""
-        for copies in self.weight_copies():
-            copies.keeps = False
+    def keep_no_weight_copies(self, modules: Sequence[nn.Module] = ()) -> None:
+        """The parameters of these modules (none named: of all) are whole only while their module runs, so its copies go
+        when it ends, and nothing reads them without calling it."""
+        for outer in modules or [self]:
+            for module in outer.modules():
+                if isinstance(copies := getattr(module, "copies", None), WeightCopies):
+                    copies.keeps = False
 
     @property
     def checkpoint_layers(self) -> int:

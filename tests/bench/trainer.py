@@ -4,6 +4,10 @@ Same MiniLM, same real rows, no adapter, same threads and examples a step, AdamW
 sides take turns and each turn's rate counts; ratios are those of the medians. Three tasks are one mixed data set for
 the Trainer, each head on its own rows of a batch: the usual way to train several tasks with it.
 
+A turn is a few steps, and `group_by_length` begins an epoch with its longest texts (fifty steps at a time are sorted
+from long to short), so a turn's steps are drawn from all lengths of an epoch (`FromAllLengths`). The tokens an example
+that each side saw are reported; they must be about equal.
+
     python tests/bench/trainer.py --data_dir DATA [--rounds 4] [--tasks sst] [--examples 576]
 """
 
@@ -15,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,8 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, Traine
 
 from pal_dist.models.pretrained import find_model
 
+Indices = list[int]
+
 BATCH = 32
 """Examples of a task in a step."""
 WARM_UP = 3
@@ -38,7 +44,11 @@ WARM_UP = 3
 class MixedModel(PlainModel):
     """A head for each task, on its own rows of a mixed batch."""
 
+    examples = tokens = 0
+
     def forward(self, task_ids: Tensor, labels: Tensor, **inputs: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        self.examples += len(labels)
+        self.tokens += int(inputs["attention_mask"].sum())
         pooled = self.dropout(self.bert(**inputs).pooler_output)
         losses = []
         for index, task in enumerate(self.heads):
@@ -72,6 +82,42 @@ class Rows(torch.utils.data.Dataset):
         return list(self.rows[0])
 
 
+class FromAllLengths(torch.utils.data.Sampler[int]):
+    """A few steps of a sampler's epoch that stand for all: the epoch's steps, sorted by their tokens, are cut into as
+    many parts as steps are asked for, and one is drawn from each, in random order. Each is equally likely, so the mean
+    time of a turn's steps is that of the epoch's."""
+
+    def __init__(self, sampler: torch.utils.data.Sampler[int], rows: Rows, *, size: int, steps: int):
+        self.sampler, self.rows, self.size, self.steps = sampler, rows, size, steps
+
+    def __len__(self) -> int:
+        return self.size * self.steps
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = list(self.sampler)
+        whole = [epoch[i : i + self.size] for i in range(0, len(epoch) - self.size + 1, self.size)]
+        whole.sort(key=lambda step: sum(self.rows.rows[row]["length"] for row in step))
+        warm_up = [self._drawn(whole, 0, 1) for _ in range(WARM_UP)]
+        counted = [self._drawn(whole, part, self.steps - WARM_UP) for part in range(self.steps - WARM_UP)]
+        for step in [*warm_up, *(counted[i] for i in torch.randperm(len(counted)).tolist())]:
+            yield from step
+
+    @staticmethod
+    def _drawn(whole: list[Indices], part: int, parts: int) -> Indices:
+        return whole[int((part + float(torch.rand(()))) * len(whole) / parts)]
+
+
+class FairTrainer(Trainer):
+    """Its turns see texts of all lengths. `batch_rebalance` takes random rows for each step anyway."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if self.args.train_sampling_strategy != "group_by_length":
+            return sampler
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return FromAllLengths(sampler, self.train_dataset, size=size, steps=self.args.max_steps)
+
+
 class Clock(TrainerCallback):
     """Times the steps of a turn after the first few."""
 
@@ -96,8 +142,9 @@ def trainer_turn(
     batch: int,
     accumulate: int,
     steps: int,
+    seen: list[float],
 ) -> Callable[[], float]:
-    """A turn that returns examples a second."""
+    """A turn that returns examples a second and adds to `seen` how many tokens an example had."""
     collator = DataCollatorWithPadding(tokenizer)
     seeds = iter(range(1000))
 
@@ -122,8 +169,12 @@ def trainer_turn(
             seed=next(seeds),
         )
         model.train()
-        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[clock])
+        trainer = FairTrainer(
+            model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[clock]
+        )
+        examples, tokens = model.examples, model.tokens
         trainer.train()
+        seen.append((model.tokens - tokens) / (model.examples - examples))
         return batch * accumulate * steps / clock.seconds
 
     return turn
@@ -148,6 +199,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         ours, _ = our_turn(options.data_dir, "none", folder, options.examples, tasks=options.tasks)
+        seen: dict[str, list[float]] = {}
 
         def our_rate() -> float:
             begun = time.perf_counter()
@@ -159,7 +211,15 @@ def main() -> None:
             for batch, accumulate in ways.items():
                 name = f"{sampling} {batch} x {accumulate}"
                 turns[name] = trainer_turn(
-                    rows, model, tokenizer, folder, sampling, batch=batch, accumulate=accumulate, steps=steps
+                    rows,
+                    model,
+                    tokenizer,
+                    folder,
+                    sampling,
+                    batch=batch,
+                    accumulate=accumulate,
+                    steps=steps,
+                    seen=seen.setdefault(name, []),
                 )
         rates: dict[str, list[float]] = {name: [] for name in turns}
         for number in range(options.rounds + 1):
@@ -176,6 +236,10 @@ def main() -> None:
                 "tasks": tasks,
                 "threads": options.threads,
                 "examples_per_second": {name: round(value, 1) for name, value in medians.items()},
+                "tokens_per_example": {
+                    "of all rows": round(statistics.mean(row["length"] for row in rows.rows), 1),
+                    **{name: round(statistics.mean(values[1:]), 1) for name, values in seen.items()},
+                },
                 "pal_dist_over": {
                     name: round(medians["pal-dist"] / value, 2) for name, value in medians.items() if name != "pal-dist"
                 },

@@ -12,6 +12,7 @@ from pal_dist.config.resolve import settings
 from pal_dist.data.batching import (
     MicroBatch,
     Schedule,
+    _longest_to_least_loaded,
     assign_micro_batches,
     evaluation_batches,
     micro_batches,
@@ -130,6 +131,41 @@ def test_micro_batches_are_as_few_as_the_budget_allows() -> None:
             needed = -(-tokens // (budget * ranks))
             count = len(assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks))
             assert needed <= count <= needed + 1
+
+
+@pytest.mark.parametrize("budget", [899, 900, 1000, 2000])
+def test_one_long_row_does_not_cut_the_others_smaller(budget: int) -> None:
+    """Where the guard against running out of memory has brought the budget down to the longest row, or nearly."""
+    lengths = [np.array([900] + [30] * 95, dtype=np.int32)]
+    tokens = 900 + 30 * 95
+    assert len(micro_batches([(0, np.arange(96))], lengths, budget=budget, rank=0, ranks=1)) == -(-tokens // budget)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("budget", [16, 150, 500])
+def test_rows_longer_than_the_budget_stand_alone(budget: int, ranks: int) -> None:
+    """And no micro-step is without rows, however small the budget."""
+    lengths = [np.array([900] + [300] * 10, dtype=np.int32), np.full(8, 30, dtype=np.int32)]
+    step_rows = [(0, np.arange(11)), (1, np.arange(8))]
+    micro_steps = assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks)
+    for by_rank in micro_steps:
+        assert any(micro.examples for micro in by_rank)
+        assert all(micro.examples <= 1 or tokens_of(micro, lengths) <= budget for micro in by_rank)
+    assert sum(micro.examples for by_rank in micro_steps for micro in by_rank) == 19
+
+
+def test_each_row_goes_to_the_bin_that_has_least() -> None:
+    """Many rows at a time as one by one."""
+    draw = np.random.default_rng(0)
+    for bins in (1, 2, 7, 40):
+        for spread in (0.1, 0.5, 1.5):
+            sizes = -np.sort(-np.clip(draw.lognormal(3, spread, 200), 2, 512).astype(np.int64))
+            one_by_one = np.zeros(bins, dtype=np.int64)
+            for size in sizes:
+                one_by_one[one_by_one.argmin()] += size
+            chosen, tokens = _longest_to_least_loaded(sizes, bins)
+            assert sorted(tokens) == sorted(one_by_one)
+            assert np.bincount(chosen, weights=sizes, minlength=bins).tolist() == tokens.tolist()
 
 
 def test_a_rank_without_rows_has_an_empty_part() -> None:
