@@ -89,7 +89,7 @@ def doctor(**flags: str) -> int:
 
 
 def profile(**flags: str) -> int:
-    """Measure a few steps on the worst batch of each task against the plan; exit code 4 where they differ."""
+    """Measure a few steps on the largest micro-batch against the plan; exit code 4 where they differ."""
     flags.setdefault("output_dir", "runs/profile")
     tokens = flags.pop("force_tokens", None)
     if tokens is not None and not tokens.isdigit():

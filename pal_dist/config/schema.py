@@ -127,7 +127,7 @@ class BalanceConfig:
 @dataclass(frozen=True)
 class MemoryConfig:
     memory: Literal["auto", "plan_only", "off"] = setting("auto", resumable=True)
-    """auto: plan before the run, prove the plan with the worst batch of each task, survive the rest. plan_only: plan
+    """auto: plan before the run, prove the plan with the largest micro-batch, survive the rest. plan_only: plan
     without the proof. off: neither (steps that run out of memory are still run again in smaller micro-batches)."""
 
     tokens_per_micro_batch: int | None = setting(None, resumable=True, for_saved_model=True)

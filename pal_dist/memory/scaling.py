@@ -16,8 +16,9 @@ WAITING = 1.025
 """Measured on simulated schedules of 512 ranks: the most tokens of a rank over the mean (tests/bench/scale.py)."""
 
 PACKING_ALONE, PACKING, PADDING = 6e-6, 0.3e-6, 20e-9
-"""Measured on one core (tests/bench/scale.py): seconds to cut a step into micro-batches, per example of the whole
-step, for one rank and for several; and to pad them, per token of the rank."""
+"""Seconds to cut a step into micro-batches, per example of the whole step, for one rank and for several, and to write
+them, per token of the rank. Measured on one core before micro-batches were packed; tests/bench/scale.py gives 0.8e-6
+for one rank today, 0.1e-6 to 3e-6 for several (fewer ranks, more for each), and 40e-9."""
 
 STORAGE, CHECKPOINT_STEPS = 1e9, 1000
 """Assumptions: bytes a second that all ranks together write to the shared file system; steps between checkpoints."""

@@ -1,4 +1,4 @@
-"""The memory smoke test: a few real steps on the worst batch of each task, held to the plan."""
+"""The memory smoke test: a few real steps on the largest micro-batch, held to the plan."""
 
 from __future__ import annotations
 
