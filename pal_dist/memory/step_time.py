@@ -32,7 +32,7 @@ agreement, clipping, update. Measured beside one H100 (BENCHMARKS.md)."""
 MEASURED_SHARE_GPU, MEASURED_SHARE_CPU = 0.5, 0.92
 """Share of the matrix products' measured rate that a step's own products reach: what one H100 showed, and two cores."""
 
-CPU_TRAFFIC, CPU_OPERATION, CPU_UPDATE_BYTES = 19.0, 10e-6, 40
+CPU_TRAFFIC, CPU_OPERATION, CPU_UPDATE_BYTES = 17.0, 10e-6, 40
 """On a CPU: times that each kept byte crosses the memory, seconds that an operation costs beside its work, bytes that
 an update moves for each parameter (tests/bench/step_time.py)."""
 
