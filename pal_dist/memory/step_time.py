@@ -124,13 +124,13 @@ def step_time(
     parts = sharded(shape, options, strategy, gpus * nodes)
     memory = device.bandwidth * 1e9
     compute = matrix_flops(shape, int(tokens), length, options) / _rate(options, device)
-    kept = _kept(shape, options, tokens, length, tasks)
+    activations = _kept(shape, options, tokens, length, tasks)
     count = launches(shape, tasks=tasks, micro_batches=micro_batches)
     if device.is_cpu:
-        compute += CPU_TRAFFIC * kept / memory + CPU_OPERATION * count
+        compute += CPU_TRAFFIC * activations / memory + CPU_OPERATION * count
         update, launching = CPU_UPDATE_BYTES * shape.trained_parameters / memory, 0.0
     else:
-        compute += ACTIVATION_TRAFFIC * kept / memory
+        compute += ACTIVATION_TRAFFIC * activations / memory
         update = (28 if options.optimizer == "adamw" else 18) * shape.trained_parameters / memory
         launching = max(0.0, HOST_WORK * device.launch * count - compute - update)
     paged = 4 * shape.trained_parameters if options.optimizer.startswith("paged") else 0

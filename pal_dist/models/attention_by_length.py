@@ -42,16 +42,16 @@ class _AttentionByLength(torch.autograd.Function):
         tokens, _, heads, width = joined.shape
         context = joined.new_empty((tokens if query is None else len(query), heads, width))
         sizes = [run.rows * heads * run.length * (run.length if query is None else 1) for run in runs]
-        keep = draw_keep_mask(sum(sizes), level, joined.device).split(sizes) if level else [None] * len(runs)
+        masks = draw_keep_mask(sum(sizes), level, joined.device).split(sizes) if level else [None] * len(runs)
         saved: list[Tensor | None] = []
-        for run, kept in zip(runs, keep, strict=True):
+        for run, drawn in zip(runs, masks, strict=True):
             q, k, v = _run_of(query, joined, run)
             scores = torch.baddbmm(q.new_empty(()), q, k.mT, beta=0, alpha=scale)
             probabilities = torch._softmax(scores, -1, False)  # below autocast, which would have it in float32
-            kept = None if kept is None else kept.view(scores.shape)
-            weights = probabilities if kept is None else apply_keep_mask(probabilities, kept, level)
+            mask = None if drawn is None else drawn.view(scores.shape)
+            weights = probabilities if mask is None else apply_keep_mask(probabilities, mask, level)
             _asked_part(context, run, query is None).copy_(_by_row(torch.bmm(weights, v), run, heads))
-            saved += [q, k, v, probabilities, kept]
+            saved += [q, k, v, probabilities, mask]
         ctx.save_for_backward(*saved)
         ctx.runs, ctx.level, ctx.scale, ctx.shape, ctx.has_query = runs, level, scale, joined.shape, query is not None
         return context
@@ -64,12 +64,12 @@ class _AttentionByLength(torch.autograd.Function):
         query = torch.empty_like(gradient) if ctx.has_query else None
         saved = iter(ctx.saved_tensors)
         for run in ctx.runs:
-            q, k, v, probabilities, kept = (next(saved) for _ in range(5))
+            q, k, v, probabilities, mask = (next(saved) for _ in range(5))
             given = _by_head(_asked_part(gradient, run, query is None), run, heads)
-            weights = probabilities if kept is None else apply_keep_mask(probabilities, kept, ctx.level)
+            weights = probabilities if mask is None else apply_keep_mask(probabilities, mask, ctx.level)
             to_weights = torch.bmm(given, v.mT)
-            if kept is not None:
-                to_weights = apply_keep_mask(to_weights, kept, ctx.level)
+            if mask is not None:
+                to_weights = apply_keep_mask(to_weights, mask, ctx.level)
             to_scores = torch._softmax_backward_data(to_weights, probabilities, -1, probabilities.dtype)
             none = q.new_empty(())
             parts = [
