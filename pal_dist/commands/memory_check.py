@@ -106,7 +106,7 @@ def _run_worst_step(run: Run, enter: Callable[[str], object] = lambda _: None) -
         enter("forward")
         loss_sum = run.loss_sum(engine.to_device(run.batch(micro)))
         enter("backward")
-        engine.backward(loss_sum, 1)
+        engine.backward(loss_sum)
         del loss_sum
     enter("optimizer step")
     engine.step(rate=0.0, max_norm=run.config.optimizer.max_gradient_norm)

@@ -108,7 +108,12 @@ class BatchConfig:
     """Optimizer steps that make an epoch. None: as many as serve the number of examples that all files have."""
 
     window_batches: int = 64
-    """Examples are shuffled, then sorted by length within windows of this many batches, whose batches are shuffled."""
+    """Examples are shuffled, then made into batches within windows of this many batches, whose order is random."""
+
+    batch_lengths: Literal["auto", "alike", "even"] = "auto"
+    """Which examples of a window make a batch. alike: those of like length. even: of all lengths, each batch with
+    nearly as many tokens, so that steps have few sizes (`cuda_graphs`). auto: even on a GPU, alike on a CPU, whose
+    attention goes by length; a run goes on as it began."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,11 @@ class TrainConfig:
     strategy: str = setting("auto", resumable=True)
     """How the model is spread over processes: a name from accelerate_configs (ddp, zero1, zero2, zero3, zero2_offload,
     zero3_offload, fsdp2, ...) or a yaml's path. auto: as the launcher's config says, else every process has all."""
+
+    cuda_graphs: Literal["auto", "off", "static"] = setting("auto", resumable=True, same_group=True)
+    """Whether micro-batches are replayed as CUDA graphs, so that a GPU never waits for the host to start its kernels.
+    auto: on a GPU, where the plan finds that it pays and fits. static: the same fixed sizes and buffers, but each
+    kernel started as usual, on any device (to tell a graph's fault from its sizes')."""
 
     hang_minutes: float = setting(30.0, resumable=True, same_group=True)
     """Several processes: minutes without progress after which every one of them ends and says where each one stood."""

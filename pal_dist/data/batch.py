@@ -21,6 +21,25 @@ if TYPE_CHECKING:  # text is prepared without PyTorch
     from torch import Tensor
 
 
+class SegmentSize(NamedTuple):
+    """Of one task's slice, what is filled in included."""
+
+    tokens: int
+    rows: int
+
+
+class BatchSize(NamedTuple):
+    """Of a micro-batch, all of whose kernels have the sizes that follow from it."""
+
+    segments: tuple[SegmentSize, ...]
+    longest: int
+    """Tokens; no row has more."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(segment.tokens for segment in self.segments)
+
+
 @dataclass(frozen=True)
 class TextRows:
     """Rows of one task as a corpus has them."""
@@ -44,11 +63,17 @@ class Segment(NamedTuple):
     task: str
     rows: slice
     tokens: slice
+    filled_rows: int = 0
+    """Rows at its end that are no examples (fixed_sizes.py)."""
 
     @property
     def row_count(self) -> int:
         count: int = self.rows.stop - self.rows.start
         return count
+
+    @property
+    def examples(self) -> int:
+        return self.row_count - self.filled_rows
 
 
 class Batch(NamedTuple):
@@ -69,15 +94,39 @@ class Batch(NamedTuple):
     """int32 (its rows + 1) each, the same of each segment by itself, counted from its first token."""
     labels_R: Tensor
     """float32, NaN where the split has no labels."""
+    factors_S: Tensor
+    """float64, of the summed loss of each segment in the step's loss; 1 until the step sets it."""
+    examples_S: Tensor
+    """float64, examples of each segment."""
     pooled_RD: Tensor | None = None
     """What the heads read, where it is known already: there are no tokens then."""
     buffer: Tensor | None = None
     """int32, holds everything above but `pooled_RD`; None where each has memory of its own."""
+    size: BatchSize | None = None
+    """What it is filled up to; None: it is not."""
 
     @property
     def tokens(self) -> int:
         """Tokens of all rows; of cached features, those of the texts that they stand for."""
         return int(self.lengths.sum())
+
+    @property
+    def filled_tokens(self) -> int:
+        """Tokens of the rows that are no examples."""
+        ends = ((segment.rows.stop - segment.filled_rows, segment.rows.stop) for segment in self.segments)
+        return sum(int(self.lengths[first:last].sum()) for first, last in ends)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that no row has more of."""
+        if self.size is not None:
+            return self.size.longest
+        return int(self.lengths.max()) if len(self.lengths) else 0
+
+    def set_factors(self, factors: Sequence[float]) -> None:
+        """Say what each segment's loss counts in its step's; on the host, before the batch goes to the device."""
+        for segment, factor in enumerate(factors):
+            self.factors_S[segment] = factor
 
     def pinned(self) -> Batch:
         """The batch in page-locked memory, from which a GPU copies while the host goes on."""
@@ -91,16 +140,27 @@ class Batch(NamedTuple):
             return self
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def copied(self) -> Batch:
+        """The same in memory of its own."""
+        return self._moved(lambda tensor: tensor.clone())
+
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         assert self.buffer is not None, "a batch is moved by its buffer"
         pooled = None if self.pooled_RD is None else move(self.pooled_RD)
-        return _in_buffer(self.segments, self.lengths, move(self.buffer), pooled)
+        return _in_buffer(self.segments, self.lengths, move(self.buffer), pooled, self.size)
 
 
-def pack_batch(parts: Sequence[tuple[str, TextRows]]) -> Batch:
-    """A batch on the CPU from each task's rows, in this order."""
+def pack_batch(parts: Sequence[tuple[str, TextRows]], size: BatchSize | None = None) -> Batch:
+    """A batch on the CPU from each task's rows, in this order.
+
+    Args:
+        size: what it is filled up to; None: it is not.
+    """
     import torch
 
+    examples = [len(rows.lengths) for _, rows in parts]
+    if size is not None:
+        parts = [(task, filled_up(rows, each)) for (task, rows), each in zip(parts, size.segments, strict=True)]
     lengths = np.concatenate([rows.lengths for _, rows in parts])
     has_features = any(rows.features is not None for _, rows in parts)
     in_tokens = np.zeros_like(lengths) if has_features else lengths
@@ -109,19 +169,33 @@ def pack_batch(parts: Sequence[tuple[str, TextRows]]) -> Batch:
     types = places >= np.repeat(first_lengths, in_tokens)
     row_ends = np.cumsum([0, *(len(rows.lengths) for _, rows in parts)]).tolist()
     segments = tuple(
-        Segment(task, slice(first, last), slice(int(starts[first]), int(starts[last])))
-        for (task, _), (first, last) in zip(parts, pairwise(row_ends), strict=True)
+        Segment(task, slice(first, last), slice(int(starts[first]), int(starts[last])), last - first - count)
+        for (task, _), (first, last), count in zip(parts, pairwise(row_ends), examples, strict=True)
     )
     of_segments = [starts[s.rows.start : s.rows.stop + 1] - starts[s.rows.start] for s in segments]
     labels = np.concatenate([rows.labels for _, rows in parts]).astype(np.float32, copy=False)
     tokens = [] if has_features else [rows.tokens for _, rows in parts]
+    scales = np.array([*np.ones(len(parts)), *examples], dtype=np.float64).view(np.int32)
     buffer = np.concatenate(
-        [*tokens, types, places, starts, *of_segments, labels.view(np.int32)], dtype=np.int32, casting="unsafe"
+        [scales, *tokens, types, places, starts, *of_segments, labels.view(np.int32)], dtype=np.int32, casting="unsafe"
     )
     pooled = None
     if has_features:
         pooled = torch.from_numpy(np.concatenate([rows.features for _, rows in parts if rows.features is not None]))
-    return _in_buffer(segments, lengths, torch.from_numpy(buffer), pooled)
+    return _in_buffer(segments, lengths, torch.from_numpy(buffer), pooled, size)
+
+
+def filled_up(rows: TextRows, size: SegmentSize) -> TextRows:
+    """The rows and, behind them, rows of [PAD] without a label up to this size."""
+    count, tokens = size.rows - len(rows.lengths), size.tokens - len(rows.tokens)
+    own = np.full(count, tokens // count, dtype=np.int32)
+    own[: tokens % count] += 1
+    return TextRows(
+        tokens=np.concatenate([rows.tokens, np.zeros(tokens, dtype=rows.tokens.dtype)]),
+        lengths=np.concatenate([rows.lengths, own]),
+        first_lengths=np.concatenate([rows.first_lengths, own]),
+        labels=np.concatenate([rows.labels, np.full(count, np.nan, dtype=np.float32)]),
+    )
 
 
 def _places(lengths: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -132,14 +206,21 @@ def _places(lengths: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.i
 
 
 def _in_buffer(
-    segments: tuple[Segment, ...], lengths: NDArray[np.int32], buffer: Tensor, pooled_RD: Tensor | None
+    segments: tuple[Segment, ...],
+    lengths: NDArray[np.int32],
+    buffer: Tensor,
+    pooled_RD: Tensor | None,
+    size: BatchSize | None,
 ) -> Batch:
     """The batch whose parts lie in the buffer one behind the other."""
     import torch
 
     tokens, rows = segments[-1].tokens.stop, len(lengths)
-    sizes = [tokens] * 3 + [rows + 1] + [segment.row_count + 1 for segment in segments] + [rows]
-    ids, types, places, starts, *of_segments, labels = buffer.split(sizes)
+    scales = 2 * len(
+        segments
+    )  # int32 values of as many numbers in float64; first, for they have to stand at even places
+    sizes = [scales, scales] + [tokens] * 3 + [rows + 1] + [segment.row_count + 1 for segment in segments] + [rows]
+    factors, examples, ids, types, places, starts, *of_segments, labels = buffer.split(sizes)
     return Batch(
         segments=segments,
         lengths=lengths,
@@ -149,8 +230,11 @@ def _in_buffer(
         row_starts=starts,
         segment_row_starts=tuple(of_segments),
         labels_R=labels.view(torch.float32),
+        factors_S=factors.view(torch.float64),
+        examples_S=examples.view(torch.float64),
         pooled_RD=pooled_RD,
         buffer=buffer,
+        size=size,
     )
 
 

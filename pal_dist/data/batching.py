@@ -36,26 +36,60 @@ class MicroBatch:
         return sum(len(rows) for _, rows in self.parts)
 
 
-def pass_order(lengths: NDArray[np.int32], *, block: int, window: int, seed: tuple[int, ...]) -> Rows:
-    """Order of one pass over a task: shuffled, sorted by length within windows of `window` blocks, blocks shuffled.
+def pass_order(
+    lengths: NDArray[np.int32], *, block: int, window: int, seed: tuple[int, ...], even: bool = False
+) -> Rows:
+    """Order of one pass over a task: shuffled, made into blocks within windows of `window` blocks, blocks shuffled.
 
-    Every example appears once. Within a block lengths are alike, so its rows run together where attention goes by
-    length; which block comes when stays random. Only the last block of a pass may be shorter than `block`.
+    Every example appears once. Which block comes when stays random. Only the last block of a pass may be shorter than
+    `block`.
+
+    Args:
+        even: the blocks of a window hold nearly as many tokens each, of all lengths, so that steps of few sizes serve
+            the whole pass. Otherwise lengths within a block are alike, so that its rows run together where attention
+            goes by length.
     """
+    blocks_of = _even_blocks if even else _alike_blocks
     random = np.random.default_rng(seed)
     order = random.permutation(len(lengths))
     in_order: list[Rows] = []
     for start in range(0, len(order), window * block):
-        rows = order[start : start + window * block]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]  # stable: equal lengths keep their random order
-        short = len(rows) % block
-        # The short block's place among the lengths is random too: always cutting it off the end would give the
-        # longest texts a smaller step, and so a larger weight, in every pass.
-        offset = block * int(random.integers(len(rows) // block + 1)) if short else 0
-        blocks = np.split(np.concatenate([rows[:offset], rows[offset + short :]]), len(rows) // block or 1)
+        blocks, short = blocks_of(order[start : start + window * block], lengths, block, random)
         in_order += [blocks[index] for index in random.permutation(len(blocks)) if len(blocks[index])]
-        in_order += [rows[offset : offset + short]] if short else []
+        in_order += [short] if len(short) else []
     return np.concatenate(in_order)
+
+
+def _alike_blocks(
+    rows: Rows, lengths: NDArray[np.int32], block: int, random: np.random.Generator
+) -> tuple[list[Rows], Rows]:
+    """(blocks of rows of like lengths, the rows that make no whole block)."""
+    rows = rows[np.argsort(lengths[rows], kind="stable")]  # stable: equal lengths keep their random order
+    short = len(rows) % block
+    # The short block's place among the lengths is random too: always cutting it off the end would give the longest
+    # texts a smaller step, and so a larger weight, in every pass.
+    offset = block * int(random.integers(len(rows) // block + 1)) if short else 0
+    blocks = np.split(np.concatenate([rows[:offset], rows[offset + short :]]), len(rows) // block or 1)
+    return blocks, rows[offset : offset + short]
+
+
+def _even_blocks(
+    rows: Rows, lengths: NDArray[np.int32], block: int, random: np.random.Generator
+) -> tuple[list[Rows], Rows]:
+    """(blocks that hold nearly as many tokens each, the rows that make no whole block).
+
+    The longest rows that are left, one for each block, go to the blocks in turn: the longest of them to the block that
+    has least. The rows are in random order, so that those left over are any.
+    """
+    count, short = divmod(len(rows), block)
+    whole = rows[short:]
+    longest_first = whole[np.argsort(-lengths[whole].astype(np.int64), kind="stable")]
+    blocks, tokens = np.empty((block, count), dtype=np.int64), np.zeros(count, dtype=np.int64)
+    for place, dealt in enumerate(longest_first.reshape(block, count)):
+        least_loaded = np.argsort(tokens, kind="stable")
+        blocks[place, least_loaded] = dealt
+        tokens[least_loaded] += lengths[dealt]
+    return list(blocks.T), rows[:short]
 
 
 class Schedule:
@@ -65,13 +99,16 @@ class Schedule:
     (its last serving may be smaller), so no example appears twice in one step.
     """
 
+    even = False
+    """What makes a batch, see `pass_order`; to be set before the first step."""
+
     def __init__(self, sampling: Sampling, lengths: list[NDArray[np.int32]], *, window: int = 64):
         self.sampling, self.lengths, self.window = sampling, lengths, window
         self._order = lru_cache(maxsize=2 * len(lengths))(self._pass_order)
 
     def _pass_order(self, task: int, number: int, block: int) -> Rows:
         seed = (self.sampling.seed, task, number)
-        return pass_order(self.lengths[task], block=block, window=self.window, seed=seed)
+        return pass_order(self.lengths[task], block=block, window=self.window, seed=seed, even=self.even)
 
     def steps(self, start: int, stop: int) -> Iterator[StepRows]:
         """(task, rows) of each step in [start, stop). Earlier steps are replayed as arithmetic only."""

@@ -45,6 +45,19 @@ def optimizer_suits_strategy(config: RunConfig, strategy: Strategy) -> str | Non
     )
 
 
+def why_no_graphs(config: RunConfig, strategy: Strategy) -> str:
+    """Why a micro-batch of this run cannot be replayed as a CUDA graph, on any device; empty: it can."""
+    reasons = {
+        "--cuda_graphs off": config.train.cuda_graphs == "off",
+        f"under {strategy.name} ranks exchange parameters or gradients within a micro-batch": (
+            strategy.kind != "replicated"
+        ),
+        f"--conflict {config.balance.conflict} keeps the tasks' gradients apart": config.balance.conflict != "none",
+        "--step_tasks one serves another task in each step": config.batch.step_tasks == "one",
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
 RULES: tuple[Rule, ...] = (
     idle_tasks_stay_unchanged,
     sleeping_adapters_stay_unchanged,

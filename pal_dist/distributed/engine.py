@@ -115,18 +115,17 @@ class Engine:
         with self.accelerator.autocast():
             return function(batch)
 
-    def backward(self, loss_sum: Tensor, count: int, *, last: bool = True, task: int | None = None) -> None:
-        """Add d(loss_sum / count) to this rank's gradients.
+    def backward(self, loss: Tensor, *, last: bool = True, task: int | None = None) -> None:
+        """Add a micro-batch's part of the step's loss to this rank's gradients.
 
         Args:
-            count: the step's examples over all ranks.
             last: no other micro-batch of the step follows.
             task: no other micro-batch of this task follows in the step; None: one does, or nobody asks.
         """
         if self.task_gradients is None:
-            self.backend.backward(loss_sum / count, last=last)
+            self.backend.backward(loss, last=last)
             return
-        self.backend.backward(loss_sum / count, last=task is not None)
+        self.backend.backward(loss, last=task is not None)
         if task is not None:
             self.task_gradients.set_aside(task, last=last)
 
@@ -203,6 +202,18 @@ class Engine:
         on what ran before it, so a step that is resumed or run again needs no remembered state."""
         state = np.random.SeedSequence([*numbers, self.rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0] >> np.uint64(1)))
+
+    @property
+    def random_state(self) -> Tensor:
+        """Of the generator that this rank's dropout draws from."""
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+
+    @random_state.setter
+    def random_state(self, state: Tensor) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            torch.set_rng_state(state)
 
     def loss_scale_state(self) -> dict[str, Any]:
         """State of fp16's loss scaling; empty in other precisions."""

@@ -90,6 +90,8 @@ class StepOptions:
     optimizer: str = "adamw"
     has_flash: bool = True
     """The device has packed flash attention in 16 bits; otherwise it takes memory-efficient attention."""
+    graphs: bool = False
+    """Micro-batches are replayed as CUDA graphs where they are small enough (data/fixed_sizes.py)."""
     workspaces: int = 0
     """Bytes that the device's library of matrix products works in."""
 

@@ -218,7 +218,7 @@ def _traced_part(plan: Plan) -> int:
         machine=replace(plan.machine, gpus=1, nodes=1),
         work=replace(plan.work, task_graphs=1),
     )
-    return alone.estimate.peak
+    return alone.estimate.peak - alone.graph_bytes
 
 
 def plan_run(
@@ -288,8 +288,9 @@ def speed_text(plan: Plan) -> str:
     if plan.machine.device.is_cpu:
         return text
     count = launches(work.shape, tasks=work.tasks_at_once, micro_batches=plan.micro_batches)
+    replayed = ", replayed as CUDA graphs" if plan.options.graphs else ""
     waiting = f", waits for the host {time.launching / plan.seconds:.0%} of it" if time.launching else ""
-    return f"{text}; about {count:,.0f} kernels a step{waiting}"
+    return f"{text}; about {count:,.0f} kernels a step{replayed}{waiting}"
 
 
 def speed_source(plan: Plan) -> str:
@@ -309,6 +310,7 @@ def as_record(planned: PlannedRun) -> dict[str, Any]:
         "attention": plan.options.attention,
         "checkpoint_layers": plan.options.checkpoint_layers,
         "optimizer": plan.options.optimizer,
+        "cuda_graphs": plan.options.graphs,
         "tokens_per_micro_batch": plan.tokens,
         "worst_micro_batch": {"examples": plan.worst_batch.rows, "tokens": plan.worst_batch.tokens},
         "predicted_peak_bytes": plan.estimate.peak,

@@ -8,14 +8,16 @@ from functools import cached_property
 from itertools import product
 
 from pal_dist.config.schema import RunConfig
-from pal_dist.distributed.compatibility import incompatibilities
+from pal_dist.core.units import ceil_div
+from pal_dist.data.fixed_sizes import MOST_TOKENS
+from pal_dist.distributed.compatibility import incompatibilities, why_no_graphs
 from pal_dist.distributed.strategy import REPLICATED
 from pal_dist.distributed.task_gradients import PIECE_ELEMENTS
 from pal_dist.memory.closed_form import Estimate, ModelShape, PackedSize, StepOptions, step_bytes
 from pal_dist.memory.devices import Device
 from pal_dist.memory.sharding import planned_strategy, with_strategy
 from pal_dist.memory.step_time import StepTime, step_time
-from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS
+from pal_dist.memory.tracker import ACTIVATIONS, GRADIENTS, TEMPORARIES, WEIGHT_COPIES, WORKSPACES
 
 MARGIN = 0.05
 """One-sided: of 14 recorded runs 10 used more than predicted, the worst by 3.4 % (tests/ranks/test_recorded.py)."""
@@ -24,6 +26,8 @@ ROUNDING = 1.02
 """Reserved over allocated memory with expandable segments, in replays of steps with like shapes."""
 
 OTHER_GRAPHS = "other tasks' graphs"
+
+CUDA_GRAPHS = "CUDA graphs"
 
 SEPARATE_GRADIENTS = "tasks' gradients apart"
 
@@ -126,6 +130,14 @@ class Plan:
         return not incompatibilities(run, planned_strategy(self.strategy))
 
     @property
+    def can_replay(self) -> bool:
+        """Whether `train` can replay micro-batches as CUDA graphs."""
+        run, options = self.work.run, self.options
+        suits = options.checkpoint_layers == 0 and options.attention != "eager" and not self.machine.device.is_cpu
+        allowed = run.train.cuda_graphs == "auto" and not why_no_graphs(run, planned_strategy(self.strategy))
+        return suits and allowed
+
+    @property
     def _counted_options(self) -> StepOptions:
         """The options as they weigh here: on a CPU, state that is paged out stays in the same memory."""
         options = self.options.on(self.machine.device)
@@ -136,7 +148,8 @@ class Plan:
     @property
     def accumulates(self) -> bool:
         """A step can have several micro-batches, so that gradients are there while the largest is computed."""
-        return self.tokens < self.work.most_tokens or (self.work.one_task and self.work.tasks_in_step > 1)
+        several = self.tokens < self.work.most_tokens or (self.work.one_task and self.work.tasks_in_step > 1)
+        return several or self.options.graphs  # which find gradients where they were recorded
 
     @cached_property
     def _largest_micro_batch(self) -> tuple[Estimate, PackedSize]:
@@ -169,10 +182,26 @@ class Plan:
         if work.task_graphs > 1:
             one_graph = estimate.categories[ACTIVATIONS] + estimate.categories[GRADIENTS]
             more[OTHER_GRAPHS] = (work.task_graphs - 1) * one_graph
+        if self.options.graphs:
+            more[CUDA_GRAPHS] = self.graph_bytes
         if work.separate_gradients:
             more[SEPARATE_GRADIENTS] = self._separate_gradients_bytes()
         alone = Estimate(estimate.peak + sum(more.values()), {**estimate.categories, **more})
         return with_strategy(alone, work.shape, self._counted_options, self.strategy, machine.ranks, machine.device)
+
+    @cached_property
+    def graph_bytes(self) -> int:
+        """Bytes of the pool in which all graphs compute, one at a time: what the largest micro-batch that is recorded
+        takes beside parameters, gradients and optimizer state. Kernels that are started one by one take theirs
+        elsewhere."""
+        if not self.options.graphs:
+            return 0
+        tokens = max(self.work.longest, min(self.tokens, self.work.most_tokens, MOST_TOKENS))
+        length = min(FILLING_LENGTH, self.work.longest)
+        rows = ceil_div(tokens, length)
+        size = PackedSize(rows * length, rows, length, min(rows, self.work.tasks_at_once))
+        categories = step_bytes(self.work.shape, self._counted_options, size).categories
+        return sum(categories[kind] for kind in (ACTIVATIONS, WEIGHT_COPIES, TEMPORARIES, WORKSPACES))
 
     def _separate_gradients_bytes(self) -> int:
         """Bytes of all tasks' gradients but one, and of the pieces in which they are compared."""
@@ -272,8 +301,11 @@ def candidates(work: Workload, machine: Machine, choices: SearchSpace) -> Iterat
     ):
         options = StepOptions(precision, attention, layers, optimizer)
         plan = Plan(work, machine, options, strategy, choices.tokens or work.smallest_budget)
-        if plan.is_accepted:
-            yield plan if choices.tokens else largest_that_fits(plan)
+        if not plan.is_accepted:
+            continue
+        for graphs in (False, True) if plan.can_replay else (False,):
+            one = replace(plan, options=replace(options, graphs=graphs))
+            yield one if choices.tokens else largest_that_fits(one)
 
 
 def largest_that_fits(plan: Plan) -> Plan:
@@ -307,9 +339,9 @@ def _needs_its_optimizer(plan: Plan) -> bool:
     return plan.options.optimizer in ("adamw", asked) or not with_adamw.fits
 
 
-def _simplicity(plan: Plan) -> tuple[int, int, int]:
+def _simplicity(plan: Plan) -> tuple[int, int, int, int]:
     options = plan.options
-    return (options.optimizer != "adamw", options.checkpoint_layers, plan.needed)
+    return (options.optimizer != "adamw", options.checkpoint_layers, options.graphs, plan.needed)
 
 
 def nearest_that_does_not_fit(plans: Sequence[Plan], chosen: Plan) -> Plan | None:

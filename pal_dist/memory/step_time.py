@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pal_dist.data.fixed_sizes import MOST_TOKENS
 from pal_dist.distributed.replicated import BUCKET_ELEMENTS
 from pal_dist.memory.closed_form import ModelShape, PackedSize, StepOptions, saved_by_layer
 from pal_dist.memory.devices import Device
@@ -24,6 +25,12 @@ About what an H100 was given (BENCHMARKS.md)."""
 
 PASS_LAUNCHES, HEAD_LAUNCHES, UPDATE_LAUNCHES = 90, 14, 40
 """Kernels of embeddings and pooler, of one task's head and loss, of clipping and update; likewise."""
+
+GRAPH_LAUNCHES = 8
+"""What the host launches for a replayed micro-batch: copies to fixed places, zeros for gradients, the graph."""
+
+FILLED = 1.02
+"""Tokens that go through the model where sizes are fixed, over those of examples (data/fixed_sizes.py)."""
 
 HOST_WORK = 1.45
 """What the host does in a step over what a bare forward and backward pass of as many kernels takes it: batches,
@@ -60,12 +67,15 @@ def matrix_flops(shape: ModelShape, tokens: int, length: float, options: StepOpt
     return 2.0 * tokens * (weights + scores) * (passes + (recomputed if passes > 1 else 0))
 
 
-def launches(shape: ModelShape, *, tasks: int, micro_batches: float) -> float:
-    """About how many kernels a GPU is given for one optimizer step.
+def launches(shape: ModelShape, *, tasks: int, micro_batches: float, replayed: bool = False) -> float:
+    """About how many kernels the host gives a GPU for one optimizer step.
 
     Args:
         tasks: whose rows a micro-batch holds.
+        replayed: micro-batches are CUDA graphs, each of which is one launch.
     """
+    if replayed:
+        return micro_batches * GRAPH_LAUNCHES + UPDATE_LAUNCHES
     adapters = ADAPTER_LAUNCHES * tasks * len(shape.adapter_layers)
     a_pass = PASS_LAUNCHES + LAYER_LAUNCHES * shape.layers + adapters + HEAD_LAUNCHES * tasks
     return micro_batches * a_pass + UPDATE_LAUNCHES
@@ -123,9 +133,11 @@ def step_time(
     """
     parts = sharded(shape, options, strategy, gpus * nodes)
     memory = device.bandwidth * 1e9
+    replayed = options.graphs and tokens / micro_batches <= MOST_TOKENS
+    tokens *= FILLED if replayed else 1.0
     compute = matrix_flops(shape, int(tokens), length, options) / _rate(options, device)
     activations = _kept(shape, options, tokens, length, tasks)
-    count = launches(shape, tasks=tasks, micro_batches=micro_batches)
+    count = launches(shape, tasks=tasks, micro_batches=micro_batches, replayed=replayed)
     if device.is_cpu:
         compute += CPU_TRAFFIC * activations / memory + CPU_OPERATION * count
         update, launching = CPU_UPDATE_BYTES * shape.trained_parameters / memory, 0.0

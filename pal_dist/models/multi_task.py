@@ -125,9 +125,9 @@ class MultiTaskBert(PreTrainedModel):
 
     def pooled(self, batch: Batch) -> Tensor:
         """What the heads read of the batch's rows, (R, D), in float32 or wider."""
-        rows = PackedRows(batch.row_starts, batch.lengths)
+        rows = PackedRows(batch.row_starts, batch.lengths, batch.longest)
         of_segments = [
-            PackedRows(starts, batch.lengths[segment.rows])
+            PackedRows(starts, batch.lengths[segment.rows], batch.longest)
             for segment, starts in zip(batch.segments, batch.segment_row_starts, strict=True)
         ]
         adapters = AdapterSlices([self.task_adapters[segment.task] for segment in batch.segments], rows, of_segments)
@@ -215,6 +215,11 @@ class MultiTaskBert(PreTrainedModel):
                 reader = self if inside_the_model else self.get_submodule(name.rpartition(".")[0])
                 for parameter in holder.values():
                     yield reader, parameter
+
+    @property
+    def stage(self) -> tuple[int, ...]:
+        """Of each task's adapter, see `Adapter.stage`."""
+        return tuple(adapter.stage for adapter in self.task_adapters.values())
 
     def set_progress(self, progress: float) -> None:
         """Tell every adapter which share (0 to 1) of the run's steps is done."""

@@ -26,13 +26,16 @@ class Run(NamedTuple):
 class PackedRows:
     """The rows of a packed batch, or of one task's slice of it."""
 
-    def __init__(self, starts: Tensor, lengths: NDArray[np.int32]):
+    def __init__(self, starts: Tensor, lengths: NDArray[np.int32], longest: int | None = None):
         """
         Args:
             starts: int32 (R + 1) on the batch's device: where each row begins, and where the last one ends.
             lengths: (R,) on the host: tokens of each row.
+            longest: tokens that no row has more of; None: those of the longest row.
         """
         self.starts, self.lengths = starts, lengths
+        self.longest = (int(lengths.max()) if len(lengths) else 0) if longest is None else longest
+        """What kernels are told; the longest row may have less."""
 
     @property
     def count(self) -> int:
@@ -42,11 +45,6 @@ class PackedRows:
     @cached_property
     def tokens(self) -> int:
         return int(self.lengths.sum())
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return int(self.lengths.max()) if len(self.lengths) else 0
 
     def first(self, values_TD: Tensor) -> Tensor:
         """(R, D): the first token of each row."""

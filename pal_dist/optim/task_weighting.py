@@ -29,10 +29,10 @@ class LearnedVariances(nn.Module):
         self.logarithms = nn.ParameterDict({task.name: nn.Parameter(torch.zeros(1)) for task in tasks})
         self.shares = {task.name: 1.0 if task.objective.class_count else 0.5 for task in tasks}
 
-    def forward(self, task: str, loss_sum: Tensor, examples: int) -> Tensor:
-        """The sum over `examples` of the above, a scalar."""
+    def forward(self, task: str, loss_sum: Tensor, examples: Tensor) -> Tensor:
+        """The sum over so many `examples` (a scalar on the loss's device) of the above, a scalar."""
         logarithm = self.logarithms[task].sum()
-        return self.shares[task] * loss_sum * torch.exp(-logarithm) + examples * logarithm / 2
+        return self.shares[task] * loss_sum * torch.exp(-logarithm) + examples.to(logarithm.dtype) * logarithm / 2
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,20 @@ class Objective:
         """A label as written in a file -> its number. Raises ValueError with what was expected."""
         raise NotImplementedError
 
-    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """Sum (not mean) of the examples' losses, a scalar in float32 or wider."""
+    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """Each example's loss, (B,), in float32 or wider."""
         raise NotImplementedError
+
+    def loss(self, logits_BC: Tensor, labels_B: Tensor, *, has_unlabelled: bool = False) -> Tensor:
+        """Sum (not mean) of the examples' losses, a scalar in float32 or wider.
+
+        Args:
+            has_unlabelled: labels that are NaN stand for no example: they add nothing to the sum and its gradient.
+        """
+        if not has_unlabelled:
+            return self.losses(logits_BC, labels_B).sum()
+        losses_B = self.losses(logits_BC, labels_B.nan_to_num(0.0))
+        return losses_B.where(labels_B.isnan().logical_not(), losses_B.new_zeros(())).sum()
 
     def constant_loss(self, labels: Array) -> float:
         """Mean loss of the best prediction that is the same for all examples: by default the labels' entropy."""
@@ -106,10 +117,10 @@ class Classes(Objective):
     def parse(self, text: str) -> float:
         return _parse_class(text, self.names, self.count)
 
-    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         import torch.nn.functional as F
 
-        return F.cross_entropy(logits_BC, labels_B.long(), reduction="sum")
+        return F.cross_entropy(logits_BC, labels_B.long(), reduction="none")
 
     def predict(self, logits_BC: Array) -> Array:
         return np.asarray(logits_BC.argmax(axis=1), dtype=np.float32)
@@ -141,10 +152,10 @@ class Binary(Objective):
     def parse(self, text: str) -> float:
         return _parse_class(text, self.names, 2)
 
-    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         import torch.nn.functional as F
 
-        return F.binary_cross_entropy_with_logits(logits_BC[:, 0], labels_B.to(logits_BC.dtype), reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits_BC[:, 0], labels_B.to(logits_BC.dtype), reduction="none")
 
     def predict(self, logits_BC: Array) -> Array:
         return np.asarray(logits_BC[:, 0] > 0, dtype=np.float32)
@@ -188,11 +199,11 @@ class Score(Objective):
             raise ValueError(f"expected a number from {self.low:g} to {self.high:g}, found {text!r}")
         return value
 
-    def loss(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         import torch.nn.functional as F
 
         target_B = (labels_B.to(logits_BC.dtype) - self._middle) / self._half
-        return F.mse_loss(logits_BC[:, 0], target_B, reduction="sum")
+        return F.mse_loss(logits_BC[:, 0], target_B, reduction="none")
 
     def constant_loss(self, labels: Array) -> float:
         return float(labels.astype(np.float64).var() / self._half**2)

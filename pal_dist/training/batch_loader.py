@@ -15,8 +15,8 @@ from pal_dist.training.run import Run
 class LoadedStep(NamedTuple):
     """What this rank runs in one step, on the host."""
 
-    budget: int
-    """Tokens of a micro-batch that the step was cut by."""
+    limits: tuple[int, int]
+    """Tokens of a micro-batch and checkpointed layers, by which the step was cut."""
     micro_batches: list[tuple[MicroBatch, Batch]]
 
 
@@ -52,14 +52,18 @@ class BatchLoader:
     def micro_batches(self, step_rows: StepRows) -> list[tuple[MicroBatch, Batch]]:
         """This rank's micro-batches of the step, cut by the budget of now."""
         loaded = self.ahead[id(step_rows)].result() if id(step_rows) in self.ahead else None
-        if loaded is None or loaded.budget != self.run.state.tokens_per_micro_batch:  # the guard has cut it smaller
+        if loaded is None or loaded.limits != self._limits:  # the guard has cut it smaller
             loaded = self._load(step_rows)
         return loaded.micro_batches
 
     def _load(self, step_rows: StepRows) -> LoadedStep:
-        budget, on_gpu = self.run.state.tokens_per_micro_batch, self.run.engine.device.type == "cuda"
+        limits, on_gpu = self._limits, self.run.engine.device.type == "cuda"
         micro_batches = []
         for micro in self.run.micro_batches(step_rows):
-            batch = self.run.batch(micro)
+            batch = self.run.batch(micro, self.run.fixed_size(micro))
             micro_batches.append((micro, batch.pinned() if on_gpu else batch))  # only such memory is copied in passing
-        return LoadedStep(budget, micro_batches)
+        return LoadedStep(limits, micro_batches)
+
+    @property
+    def _limits(self) -> tuple[int, int]:
+        return self.run.state.tokens_per_micro_batch, self.run.state.checkpoint_layers

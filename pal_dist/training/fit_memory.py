@@ -102,9 +102,10 @@ def prove_plan(run: Run) -> list[str]:
 
 
 def _prove(run: Run, planned: PlannedRun) -> ProofResult:
+    """What does not exist yet has its place held: the optimizer's state, the graphs' pool."""
     work, optimizer = planned.plan.work, run.config.optimizer.optimizer
     missing_state = 0 if run.engine.optimizer.state else optimizer_bytes(work.shape, optimizer)
-    return run_worst_step(run, state_bytes=missing_state)
+    return run_worst_step(run, held_bytes=missing_state + planned.plan.graph_bytes)
 
 
 def _limit(state: RunState) -> str:

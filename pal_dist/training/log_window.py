@@ -18,8 +18,8 @@ class MicroBatchResult(NamedTuple):
     """A micro-batch that has been through the model."""
 
     batch: Batch
-    loss_sums: list[Tensor]
-    """Of each of its segments; detached, on the device."""
+    losses_S: Tensor
+    """The summed loss of each of its segments; detached, on the device."""
 
 
 class LogWindow:
@@ -37,12 +37,12 @@ class LogWindow:
 
     def add(self, result: MicroBatchResult) -> None:
         """The losses stay on the device, so nothing waits for it here."""
-        for segment, loss_sum in zip(result.batch.segments, result.loss_sums, strict=True):
-            if rows := segment.row_count:
+        for segment, loss_sum in zip(result.batch.segments, result.losses_S.unbind(), strict=True):
+            if segment.examples:
                 self.loss_sums[segment.task] = self.loss_sums.get(segment.task, 0.0) + loss_sum
-                self.examples[segment.task] = self.examples.get(segment.task, 0) + rows
+                self.examples[segment.task] = self.examples.get(segment.task, 0) + segment.examples
         self.tokens += result.batch.tokens
-        self.useful_tokens += result.batch.tokens  # nothing is padded
+        self.useful_tokens += result.batch.tokens - result.batch.filled_tokens
 
     def stop_clock(self) -> float:
         """What follows is no training: its time does not count. Returns seconds since the clock was started."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pal_dist.config.schema import RunConfig
-from pal_dist.data.batch import Batch, pack_batch
+from pal_dist.data.batch import Batch, BatchSize, pack_batch
 from pal_dist.data.batching import MicroBatch, Schedule, StepRows, micro_batches
+from pal_dist.data.fixed_sizes import MOST_TOKENS, size_for
 from pal_dist.distributed.engine import Engine
 from pal_dist.memory.planner import PlannedRun
 from pal_dist.models.multi_task import MultiTaskBert
@@ -45,6 +46,8 @@ class Run:
     """Says nothing on ranks other than 0."""
     parameters: dict[str, int]
     """Numbers of parameters: all, trained, shared, and of each task alone."""
+    fixes_sizes: bool = False
+    """Micro-batches are filled up to few sizes, for which CUDA graphs can be recorded (pass_graphs.py)."""
     plan: PlannedRun | None = None
     """Memory as planned; None where nothing was planned."""
     features: FeatureCache | None = None
@@ -76,16 +79,30 @@ class Run:
         """Whether each micro-batch holds one task's rows: the tasks' gradients are wanted one by one (--conflict)."""
         return self.config.balance.conflict != "none"
 
-    def batch(self, micro: MicroBatch) -> Batch:
-        """The micro-batch's tokens and labels, packed, on the CPU."""
+    def batch(self, micro: MicroBatch, size: BatchSize | None = None) -> Batch:
+        """The micro-batch's tokens and labels, packed, on the CPU.
+
+        Args:
+            size: what it is filled up to; None: it is not.
+        """
         names = [task.name for task in self.tasks]
-        return pack_batch([(names[task], self.corpora.train[names[task]].rows(rows)) for task, rows in micro.parts])
+        parts = [(names[task], self.corpora.train[names[task]].rows(rows)) for task, rows in micro.parts]
+        return pack_batch(parts, size)
+
+    def fixed_size(self, micro: MicroBatch) -> BatchSize | None:
+        """What a micro-batch of a step is filled up to, for which a graph can be recorded; None: it is not."""
+        if not self.fixes_sizes or self.state.checkpoint_layers:
+            return None
+        lengths = [self.schedule.lengths[task][rows] for task, rows in micro.parts]
+        size = size_for(lengths, max_length=self.config.data.max_length)
+        return size if size.tokens <= MOST_TOKENS else None
 
     def losses(self, batch: Batch) -> list[Tensor]:
         """The summed loss of each segment of a batch on this rank's device: scalars in float32 or wider, with their
         graph."""
+        filled = batch.size is not None
         return [
-            self.objectives[segment.task].loss(logits, batch.labels_R[segment.rows])
+            self.objectives[segment.task].loss(logits, batch.labels_R[segment.rows], has_unlabelled=filled)
             for segment, logits in zip(batch.segments, self.engine.forward(batch), strict=True)
         ]
 

@@ -38,6 +38,8 @@ class RunState:
     """Ranks and device that the budget is for."""
     checkpoint_layers: int = 0
     """Every how many encoder layers one is computed again in backward."""
+    batch_lengths: str = "alike"
+    """What makes a batch, as the run began (`BatchConfig.batch_lengths`); runs of before had this."""
     conflict: dict[str, Any] = field(default_factory=dict)
     """What the method against gradient conflict remembers from step to step."""
 

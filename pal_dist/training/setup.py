@@ -17,8 +17,9 @@ from pal_dist.core.console import say
 from pal_dist.data.batching import Schedule
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.token_cache import Corpus
-from pal_dist.distributed.compatibility import check_compatible
+from pal_dist.distributed.compatibility import check_compatible, why_no_graphs
 from pal_dist.distributed.engine import Engine
+from pal_dist.memory.planner import PlannedRun
 from pal_dist.models.attention import SelfAttention
 from pal_dist.models.kernel_check import check_packed_kernel
 from pal_dist.models.multi_task import MultiTaskBert, build_model, check_model_options, serves_cached_features
@@ -55,14 +56,15 @@ def set_up(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Ru
     engine = join_ranks(config)
     corpora = read_corpora(config, inputs, progress=engine.is_main)
     model = make_model(config, inputs, engine)
-    check_attention(model, engine)
+    kernels = check_attention(model, engine)
     parameters = model.parameter_counts()
     schedule, total_steps = plan_steps(config, list(corpora.train.values()))
     cached = serves_cached_features(config.train, model)
     plan = None if cached else plan_memory(config, model, engine, schedule, steps=total_steps)
     check_same_run(config, corpora.hashes, engine)
     folder, checkpoint = open_folder(config, origins, corpora.hashes, engine)
-    state = RunState.from_json(load_state(checkpoint, engine)) if checkpoint else RunState()
+    state = begin_state(config, engine, checkpoint)
+    schedule.even = state.batch_lengths == "even"
     if checkpoint:
         load_values(checkpoint, model)
     features = None
@@ -88,6 +90,7 @@ def set_up(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Ru
         folder=folder,
         report=begin_report(folder, state, total_steps, engine),
         parameters=parameters,
+        fixes_sizes=fixes_sizes(config, engine, plan, kernels, cached=cached),
         plan=plan,
         features=features,
         resumed_from=checkpoint,
@@ -120,13 +123,45 @@ def make_model(config: RunConfig, inputs: Inputs, engine: Engine) -> MultiTaskBe
     return model
 
 
-def check_attention(model: MultiTaskBert, engine: Engine) -> None:
-    """Say so where a packed kernel of the device is wrong: the next best is used then."""
+def begin_state(config: RunConfig, engine: Engine, checkpoint: Path | None) -> RunState:
+    """The state that the checkpoint has kept; a new run's without one."""
+    if checkpoint:
+        return RunState.from_json(load_state(checkpoint, engine))
+    batch_lengths: str = config.batch.batch_lengths
+    if batch_lengths == "auto":  # a CPU's attention goes by length, a GPU's steps best have one size
+        batch_lengths = "even" if engine.device.type == "cuda" else "alike"
+    return RunState(batch_lengths=batch_lengths)
+
+
+def fixes_sizes(
+    config: RunConfig, engine: Engine, planned: PlannedRun | None, kernels: set[str], *, cached: bool
+) -> bool:
+    """Whether micro-batches are filled up to few sizes, for graphs: where they can be recorded, and a plan, if there is
+    one, found that it pays and fits.
+
+    Args:
+        kernels: of attention, that the model takes.
+        cached: the heads read features instead of tokens.
+    """
+    if cached or why_no_graphs(config, engine.strategy):
+        return False
+    if config.train.cuda_graphs == "static":
+        return True
+    by_length = "by_length" in kernels  # its kernels depend on each row's length
+    return engine.device.type == "cuda" and not by_length and (planned is None or planned.plan.options.graphs)
+
+
+def check_attention(model: MultiTaskBert, engine: Engine) -> set[str]:
+    """The attention kernels that the model takes. Says so where one of the device is wrong: the next best is used
+    then."""
+    used = set()
     shapes = {(module.heads, module.head_width) for module in model.modules() if isinstance(module, SelfAttention)}
     for heads, width in sorted(shapes):
         kernel, problem = check_packed_kernel(engine.device, engine.precision.dtype, heads=heads, head_width=width)
+        used.add(kernel)
         if problem:
             say(f"warning: attention on {engine.device} of rank {engine.rank}: {problem}; `{kernel}` is used instead")
+    return used
 
 
 def plan_steps(config: RunConfig, corpora: list[Corpus]) -> tuple[Schedule, int]:

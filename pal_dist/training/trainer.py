@@ -15,13 +15,15 @@ from pal_dist.data.batching import StepRows
 from pal_dist.monitoring import run_files
 from pal_dist.optim.gradient_surgery import GradientSurgery
 from pal_dist.optim.optimizers import learning_rate_factor
-from pal_dist.optim.task_weighting import LEARNED_VARIANCES, LearnedVariances, task_weights_of
+from pal_dist.optim.task_weighting import task_weights_of
 from pal_dist.training.agreement import describe_examples, describe_step, step_fingerprint
 from pal_dist.training.batch_loader import BatchLoader
 from pal_dist.training.best_model import BestModel
 from pal_dist.training.checkpoint import save_checkpoint
 from pal_dist.training.dev_metrics import dev_metrics
 from pal_dist.training.log_window import LogWindow, MicroBatchResult
+from pal_dist.training.micro_batch_pass import MicroBatchPass
+from pal_dist.training.pass_graphs import pass_graphs
 from pal_dist.training.preemption import STOP, Preemption
 from pal_dist.training.run import Run
 from pal_dist.training.run_state import RunState
@@ -36,7 +38,8 @@ class Trainer:
         self.guard = run.guard
         labels = [corpus.labels for corpus in run.corpora.train.values()]
         self.task_weights = task_weights_of(config.balance.weighting, run.tasks, labels)
-        self.variances: LearnedVariances | None = getattr(engine.model, LEARNED_VARIANCES, None)
+        self.run_pass = MicroBatchPass(run)
+        self.graphs = pass_graphs(run, self.run_pass)
         self.surgery: GradientSurgery | None = None
         if config.balance.conflict != "none":
             self.surgery = GradientSurgery(config.balance.conflict, len(run.tasks), config.train.seed)
@@ -88,20 +91,14 @@ class Trainer:
         self.engine.set_progress(self.state.step / self.run.total_steps)
         loaded = self.loader.micro_batches(step_rows)
         for (micro, on_host), following in zip_longest(loaded, loaded[1:]):
-            batch = self.engine.to_device(on_host)
-            losses = self.run.losses(batch)
-            weighted = [
-                self.weighted(segment.task, loss, len(rows)) * weights[task]
-                for segment, loss, (task, rows) in zip(batch.segments, losses, micro.parts, strict=True)
-            ]
+            on_host.set_factors([weights[task] / total for task, _ in micro.parts])
             task = micro.parts[-1][0]
             ends_task = task if following is None or following[0].parts[0][0] != task else None
-            self.engine.backward(torch.stack(weighted).sum(), total, last=following is None, task=ends_task)
-            yield MicroBatchResult(batch, [loss.detach() for loss in losses])
-
-    def weighted(self, task: str, loss_sum: Tensor, examples: int) -> Tensor:
-        """The task's summed loss as its learned variance weighs it, where there is one."""
-        return loss_sum if self.variances is None else self.variances(task, loss_sum, examples)
+            if self.graphs is not None:
+                losses_S = self.graphs(on_host)
+            else:
+                losses_S = self.run_pass(self.engine.to_device(on_host), last=following is None, task=ends_task)
+            yield MicroBatchResult(on_host, losses_S)
 
     def update(self, rate: float) -> Tensor:
         """Conflicts resolved, gradients summed over the ranks, clipped, applied. Returns the norm before clipping."""

@@ -38,13 +38,13 @@ def worst_step(run: Run) -> list[MicroBatch]:
     )
 
 
-def run_worst_step(run: Run, *, state_bytes: int) -> ProofResult:
+def run_worst_step(run: Run, *, held_bytes: int) -> ProofResult:
     """Run the worst micro-batches until no rank runs out of memory; the guard's limits are what is left.
 
     The first is run twice: from the second micro-batch of a step on, gradients are there already.
 
     Args:
-        state_bytes: of the optimizer's state that does not exist yet; its place is held meanwhile.
+        held_bytes: of what does not exist yet; its place is held meanwhile.
 
     Raises DoesNotFitError, on every rank, where the limits cannot be tightened enough.
     """
@@ -53,13 +53,13 @@ def run_worst_step(run: Run, *, state_bytes: int) -> ProofResult:
 
     def attempt() -> list[tuple[int, int]]:
         ran.clear()
-        place_of_state = torch.empty(state_bytes, dtype=torch.uint8, device=engine.device)
+        held = torch.empty(held_bytes, dtype=torch.uint8, device=engine.device)
         engine.checkpoint_layers(state.checkpoint_layers)
         worst = worst_step(run)
         for micro in [*worst, worst[0]]:
-            engine.backward(run.loss_sum(engine.to_device(run.batch(micro))), 1)
+            engine.backward(run.loss_sum(engine.to_device(run.batch(micro))))
             ran.append((micro.examples, tokens_of(micro, lengths)))
-        del place_of_state
+        del held
         return ran
 
     engine.model.train()

@@ -206,7 +206,7 @@ def memory(model: Path, data_dir: str, cache: Path) -> Iterator[Record]:
             for _ in range(3):
                 engine.reset_peak_memory()
                 for micro in worst_step(run):
-                    engine.backward(run.loss_sum(engine.to_device(run.batch(micro))), 1)
+                    engine.backward(run.loss_sum(engine.to_device(run.batch(micro))))
                 engine.step(rate=0.0, max_norm=1.0)
             allocated, reserved = engine.peak_memory(), engine.peak_reserved_memory()
             expected = planned.reserved(expandable=True)

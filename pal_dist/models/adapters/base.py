@@ -209,6 +209,11 @@ class Adapter(nn.Module):
         """
         return 0, 0, 0
 
+    @property
+    def stage(self) -> int:
+        """A number that changes whenever `set_progress` has changed which kernels run."""
+        return 0
+
     def set_progress(self, progress: float) -> None:
         """The run is about to do a step; `progress` is the share (0 to 1) of its steps that are done."""
 

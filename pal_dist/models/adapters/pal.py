@@ -159,6 +159,10 @@ class ProgressivePALs(ProjectedAttentionLayers, kind="progressive_pal"):
         later = len(self.order) - 1
         self.awake = 1 + min(later, int(progress / self.AWAKE_BY * later))
 
+    @property
+    def stage(self) -> int:
+        return self.awake
+
     def stands_beside(self, layer: int) -> bool:
         # A sleeping layer's gate is zero: left out or computed is the same.
         return layer in self.order[: self.awake]

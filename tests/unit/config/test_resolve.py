@@ -17,6 +17,8 @@ OTHER_VALUES = {
     "memory": "plan_only",
     "checkpoint_layers": "1",
     "save_every": "15m",
+    "batch_lengths": "even",
+    "cuda_graphs": "off",
     "keep_checkpoints": "5",
     "strategy": "zero2",
     "hang_minutes": "5",

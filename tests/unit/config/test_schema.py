@@ -23,6 +23,7 @@ USES = {
         "strategy",
         "hang_minutes",
         "save_every",
+        "cuda_graphs",
         "keep_checkpoints",
     },
     "same_group": {
@@ -35,6 +36,7 @@ USES = {
         "save_every",
         "keep_checkpoints",
         "hang_minutes",
+        "cuda_graphs",
     },
     "per_node": {"cache_dir", "data_dir", "output_dir"},
     "for_saved_model": {

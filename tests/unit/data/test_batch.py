@@ -41,6 +41,8 @@ def test_rows_stand_one_behind_the_other() -> None:
         "row_starts": [0, 2, 5, 9],
         "of segments": [[0, 2, 5], [0, 4]],
         "labels_R": [0.5, 1.5, 0.5],
+        "factors_S": [1.0, 1.0],
+        "examples_S": [2.0, 1.0],
     }
     assert [(part.task, part.rows, part.tokens) for part in batch.segments] == [
         ("sst", slice(0, 2), slice(0, 5)),
