@@ -16,7 +16,6 @@ PLAN_OPTIONS = {
     "gpus": "GPUs of each node (default: 1).",
     "nodes": "Nodes (default: 1). With several GPUs or nodes, a step's time on 1, 2, 4, ... of them is estimated too.",
     "network": "Gbit/s between nodes, of all network cards of one (default: as clouds rent such GPUs).",
-    "attention": "sdpa (fused, what pal-dist runs on GPUs) or eager (every score kept, as older programs do).",
     "task_graphs": "Task graphs alive at once (default: 1); as many as tasks for methods that keep them all.",
     **JSON_OPTION,
 }

@@ -19,17 +19,18 @@ from pal_dist.distributed.compatibility import check_compatible
 from pal_dist.distributed.hardware import hardware_of
 from pal_dist.distributed.precision import choose_precision
 from pal_dist.distributed.strategy import read_strategy
+from pal_dist.memory.closed_form import USUAL_HEAD
 from pal_dist.memory.devices import Device, device_at_hand, find_device
-from pal_dist.memory.planner import PlannedRun, meta_model, search, trace_plan, workload_of
+from pal_dist.memory.planner import PlannedRun, counted_attention, meta_model, search, trace_plan, workload_of
 from pal_dist.memory.search import Machine, SearchSpace, Workload, candidates, full_search_space
 from pal_dist.memory.speed_probe import with_measured_speed
+from pal_dist.memory.trace import DTYPES
+from pal_dist.models.kernel_choice import check_has, prefer
 from pal_dist.models.multi_task import MultiTaskBertConfig, check_model_options, model_config, serves_cached_features
+from pal_dist.models.precision import KernelTarget
 from pal_dist.models.pretrained import KNOWN_ENCODERS, encoder_config
 from pal_dist.tasks.registry import resolve_tasks
 from pal_dist.training.inputs import load_corpora, locate_inputs
-
-ATTENTION = ("sdpa", "eager")
-"""The first is the default."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,6 @@ class PlanRequest:
     nodes: int = 1
     network: float | None = None
     """1e9 bytes a second between nodes; None: the device's assumption."""
-    attention: str = ATTENTION[0]
     task_graphs: int = 1
     """Graphs of tasks that are alive at once."""
 
@@ -94,9 +94,6 @@ def plan_from_flags(
 
 def request_from_flags(run: RunConfig, origins: dict[str, str], options: Mapping[str, str]) -> PlanRequest:
     """The request as the command line puts it. Raises UserError for a value that an option does not take."""
-    attention = options.get("attention", ATTENTION[0])
-    if attention not in ATTENTION:
-        raise UserError(f"--attention is one of {', '.join(ATTENTION)}; found {attention!r}")
     return PlanRequest(
         run,
         origins,
@@ -104,7 +101,6 @@ def request_from_flags(run: RunConfig, origins: dict[str, str], options: Mapping
         gpus=_whole_number("gpus", options),
         nodes=_whole_number("nodes", options),
         network=_gigabytes(options["network"]) if "network" in options else None,
-        attention=attention,
         task_graphs=_whole_number("task_graphs", options),
     )
 
@@ -141,6 +137,10 @@ def make_plan(request: PlanRequest, *, lengths: Sequence[NDArray[np.int32]] = ()
     check_model_options(run.model.model, encoder, run.model, run.data.max_length)
     config = model_config(encoder, tasks, run.model, run.data.max_length)
     device = _device(request)
+    target = KernelTarget("cpu" if device.is_cpu else "cuda", device.capability)
+    low = DTYPES[device.low_precision] or torch.float32
+    check_has(run.model.attention, target, place=device.name, dtype=low, head_width=USUAL_HEAD)
+    prefer(run.model.attention)
     choose_precision(run.train.precision, device.capability)
     features_cached = serves_cached_features(run.train, meta_model(run, config))
     if features_cached:  # the one pass over the data halves a batch that is too large, whatever was asked
@@ -188,7 +188,7 @@ def _choices(request: PlanRequest, everything: SearchSpace) -> SearchSpace:
     precision, layers = run.train.precision, run.memory.checkpoint_layers
     return SearchSpace(
         precision=everything.precision if precision == "auto" else (precision,),
-        attention=(request.attention,),
+        attention=(counted_attention(run),),
         checkpoint_layers=everything.checkpoint_layers if layers is None else (layers,),
         optimizer=(run.optimizer.optimizer,) if request.is_given("optimizer") else everything.optimizer,
         strategy=(replicated,) if run.train.strategy == "auto" else (run.train.strategy,),

@@ -78,6 +78,11 @@ class ModelConfig:
     adapter_layers: tuple[int, ...] | None = None
     """Encoder layers that carry adapters, from 0; None: all."""
 
+    attention: Literal["auto", "flash", "efficient", "padded", "plain"] = setting("auto", resumable=True)
+    """Attention's kernel. flash: packed rows in 16 bits, from capability 8.0. efficient: packed rows, any GPU. padded:
+    rows padded to the longest, by whichever kernel PyTorch has for it. plain: matrix products that keep every score.
+    auto: on a GPU the quicker of flash and efficient for the run's rows, measured once; on a CPU plain."""
+
     pooling: Literal["pooler", "first", "mean"] | None = None
     """What the heads read. pooler: tanh(dense(first token)); first: the first token; mean: the mean over all tokens.
     None: pooler, BERT's own way."""

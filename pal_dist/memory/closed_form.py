@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from pal_dist.core.units import ceil_div, round_up
@@ -30,7 +31,11 @@ from pal_dist.memory.tracker import (
 from pal_dist.models.adapters.pal import ProjectedAttentionLayers
 from pal_dist.models.encoder import is_checkpointed
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
-from pal_dist.models.packed_kernels import FLASH_BLOCK, FLASH_FROM, HEAD_WIDTH_MULTIPLE
+from pal_dist.models.packed_kernels import FLASH_BLOCK, HEAD_WIDTH_MULTIPLE, choose_packed_kernel
+from pal_dist.models.precision import KernelTarget
+
+USUAL_HEAD = 64
+"""Width of heads by which a device's attention kernel is told."""
 
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes: elements from which a state is kept in 8 bits; elements that share a 4-byte maximum."""
@@ -97,7 +102,9 @@ class StepOptions:
 
     def on(self, device: Device) -> StepOptions:
         """The same options on a device."""
-        has_flash = device.capability is not None and device.capability >= FLASH_FROM
+        target = KernelTarget("cpu" if device.is_cpu else "cuda", device.capability)
+        kernel = choose_packed_kernel(target, dtype=torch.float16, head_width=USUAL_HEAD)
+        has_flash = not device.is_cpu and kernel == "flash"
         return replace(self, has_flash=has_flash, workspaces=device.workspaces)
 
     @property

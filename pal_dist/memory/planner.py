@@ -247,7 +247,7 @@ def plan_run(
         checkpoint_layers=SearchSpace.checkpoint_layers if layers is None else (layers,),
         optimizer=(run.optimizer.optimizer,),
         strategy=("single" if ranks == 1 and strategy == "ddp" else strategy,),
-        attention=("eager" if device.is_cpu else "sdpa",),
+        attention=("eager" if device.is_cpu else counted_attention(run),),
         tokens=tokens,
     )
     planned = search(work, machine, choices, config)
@@ -263,6 +263,11 @@ def plan_run(
         f"this run does not fit: it needs {gib(least.needed)} even with {as_flags(least)}; "
         f"{device.name} has {gib(device.usable)}. {cure}. (--memory off tries it all the same)"
     )
+
+
+def counted_attention(run: RunConfig) -> str:
+    """What attention keeps on a GPU, as `StepOptions` has it: padded rows are counted as if they kept their scores."""
+    return "eager" if run.model.attention in ("plain", "padded") else "sdpa"
 
 
 def as_flags(plan: Plan) -> str:

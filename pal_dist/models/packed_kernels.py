@@ -1,8 +1,9 @@
 """Attention within packed rows: which kernel a device takes, and the call of each.
 
 Packed flash attention from capability 8.0 on, in 16 bits; packed memory-efficient attention on other GPUs and in
-float32; by length (attention_by_length.py) on a CPU. All of them drop attention probabilities. These two operators are
-what PyTorch's own jagged tensors call (torch/nested/_internal/sdpa.py), without their cost in Python.
+float32; by length (attention_by_length.py) on a CPU. These two operators are what PyTorch's own jagged tensors call
+(torch/nested/_internal/sdpa.py), without their cost in Python. Where it is asked for, rows padded to one length, by
+whichever kernel PyTorch takes for that (cuDNN's on some cards). All of them drop attention probabilities.
 
 Shapes: T tokens of R rows, H heads of width W, Q tokens that ask (T, or R: the first of each row).
 """
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pal_dist.core.units import round_up
@@ -151,6 +153,20 @@ class _PackedEfficient(torch.autograd.Function):
         return to_query, to_key, to_value, None, None, None
 
 
+def padded(query_RHW: Tensor | None, joined: Tensor, rows: PackedRows, *, p: float, scale: float) -> Tensor:
+    """As `attention_by_length`. Anywhere; what it does depends on the longest row alone."""
+    tokens_of_places, is_token, place_of_tokens = rows.padded_places
+    each = joined.index_select(0, tokens_of_places).view(rows.count, rows.longest, *joined.shape[1:])
+    *query, key, value = (part.transpose(1, 2) for part in each.unbind(2))
+    asking = query[0] if query_RHW is None else query_RHW[:, :, None]
+    context = F.scaled_dot_product_attention(
+        asking, key, value, attn_mask=is_token[:, None, None], dropout_p=p, scale=scale
+    )
+    if query_RHW is not None:
+        return context[:, :, 0]
+    return context.transpose(1, 2).flatten(0, 1).index_select(0, place_of_tokens)
+
+
 def _spread(
     query_RHW: Tensor | None, joined: Tensor, rows: PackedRows
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, int]]:
@@ -165,19 +181,35 @@ def _spread(
 KERNELS: dict[str, PackedKernel] = {
     "flash": packed_flash,
     "efficient": packed_efficient,
+    "padded": padded,
     "by_length": attention_by_length,
 }
 
 
+UNASKED = ("flash", "efficient")
+"""Those that a device takes by itself, the best first."""
+
+preferred: list[str] = [*UNASKED]
+"""The order in which kernels are looked at in this process (kernel_choice.py)."""
+
+
+def suits(name: str, target: KernelTarget, *, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether the kernel is made for heads of this (padded) width, in this format, on this device."""
+    if name in ("padded", "by_length"):
+        return True
+    if not target.is_cuda or dtype == torch.float64:
+        return False
+    in_16_bits = dtype in (torch.float16, torch.bfloat16)
+    return name == "efficient" or (
+        in_16_bits and (target.capability or (0, 0)) >= FLASH_FROM and head_width <= FLASH_WIDEST_HEAD
+    )
+
+
 def choose_packed_kernel(target: KernelTarget, *, dtype: torch.dtype, head_width: int) -> str:
     """Name of the kernel for heads of this (padded) width in this format; what was found wrong is passed over."""
-    suited = []
-    if target.is_cuda and target.attention != "eager":
-        in_16_bits = dtype in (torch.float16, torch.bfloat16)
-        if in_16_bits and (target.capability or (0, 0)) >= FLASH_FROM and head_width <= FLASH_WIDEST_HEAD:
-            suited.append("flash")
-        if dtype != torch.float64:
-            suited.append("efficient")
+    if target.attention == "eager":
+        return "by_length"
+    suited = (name for name in preferred if suits(name, target, dtype=dtype, head_width=head_width))
     return next((name for name in suited if name not in unusable), "by_length")
 
 

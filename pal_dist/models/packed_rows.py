@@ -67,6 +67,17 @@ class PackedRows:
         return torch.arange(self.count + 1, dtype=torch.int32, device=self.starts.device)
 
     @cached_property
+    def padded_places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the same rows, each padded to `longest` (L): (each place's token, (R L,), the first token where there is
+        none; whether there is one, (R, L); each token's place, (T,)). All by the device, whatever the lengths."""
+        along = torch.arange(self.longest, device=self.starts.device)
+        is_token = along < (self.starts[1:] - self.starts[:-1])[:, None]
+        tokens = (self.starts[:-1, None] + along).where(is_token, along.new_zeros(()))
+        every = torch.arange(self.tokens, device=self.starts.device)
+        row = torch.searchsorted(self.starts[1:], every.int(), right=True)
+        return tokens.flatten(), is_token, row * self.longest + every - self.starts[row]
+
+    @cached_property
     def runs(self) -> list[Run]:
         """Neighbouring rows of equal length, in order."""
         if not self.count:

@@ -127,7 +127,8 @@ class PassGraphs:
     def _recorded_now(self, signature: Hashable, on_host: Batch) -> Tensor:
         """Record this size and run the micro-batch, which is the first to be replayed where all is well."""
         engine, trained = self.run.engine, self._trained
-        before = [(parameter, parameter.grad) for parameter in trained if parameter.grad is not None]
+        # Of the step's earlier micro-batches; in memory of their own, for their places are written to.
+        before = [(parameter, parameter.grad.clone()) for parameter in trained if parameter.grad is not None]
         _clear(trained)
         start = engine.random_state
         expected = self._kernel_by_kernel(on_host)
@@ -139,6 +140,7 @@ class PassGraphs:
             _clear(parameters)
             try:
                 known = self._record(on_host, parameters)
+                _clear(parameters)  # a recorder may have computed
                 engine.random_state = start
                 losses_S = known(on_host, self.places)
                 _check_same(losses_S, expected, _norms(parameters), norms)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pal_dist.config.schema import RunConfig, default_learning_rate
@@ -20,8 +21,10 @@ from pal_dist.data.token_cache import Corpus
 from pal_dist.distributed.compatibility import check_compatible, why_no_graphs
 from pal_dist.distributed.engine import Engine
 from pal_dist.memory.planner import PlannedRun
+from pal_dist.models import packed_kernels
 from pal_dist.models.attention import SelfAttention
 from pal_dist.models.kernel_check import check_packed_kernel
+from pal_dist.models.kernel_choice import choose_attention
 from pal_dist.models.multi_task import MultiTaskBert, build_model, check_model_options, serves_cached_features
 from pal_dist.models.pretrained import read_model_config
 from pal_dist.monitoring import run_files
@@ -56,7 +59,7 @@ def set_up(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Ru
     engine = join_ranks(config)
     corpora = read_corpora(config, inputs, progress=engine.is_main)
     model = make_model(config, inputs, engine)
-    kernels = check_attention(model, engine)
+    kernels = choose_kernels(config, inputs, corpora, model, engine)
     parameters = model.parameter_counts()
     schedule, total_steps = plan_steps(config, list(corpora.train.values()))
     cached = serves_cached_features(config.train, model)
@@ -151,10 +154,22 @@ def fixes_sizes(
     return engine.device.type == "cuda" and not by_length and (planned is None or planned.plan.options.graphs)
 
 
-def check_attention(model: MultiTaskBert, engine: Engine) -> set[str]:
-    """The attention kernels that the model takes. Says so where one of the device is wrong: the next best is used
-    then."""
+def choose_kernels(
+    config: RunConfig, inputs: Inputs, corpora: Corpora, model: MultiTaskBert, engine: Engine
+) -> set[str]:
+    """The attention kernels that the model takes: as asked, or the quickest for the run's rows by rank 0's measure.
+    Says so where one of the device is wrong: the next best is used then."""
     used = set()
+    choose_attention(
+        config.model.attention,
+        np.concatenate([corpus.lengths[:1000] for corpus in corpora.train.values()]),
+        place=engine.device,
+        dtype=engine.precision.dtype,
+        heads=model.config.num_attention_heads,
+        head_width=model.config.hidden_size // model.config.num_attention_heads,
+        cache_dir=inputs.paths.cache_dir,
+    )
+    packed_kernels.preferred[:] = engine.gather(list(packed_kernels.preferred))[0]
     shapes = {(module.heads, module.head_width) for module in model.modules() if isinstance(module, SelfAttention)}
     for heads, width in sorted(shapes):
         kernel, problem = check_packed_kernel(engine.device, engine.precision.dtype, heads=heads, head_width=width)

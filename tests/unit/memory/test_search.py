@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from pal_dist.config.resolve import resolve
 from pal_dist.core.units import GIBIBYTE
 from pal_dist.memory.closed_form import StepOptions
 from pal_dist.memory.devices import cpu_device, find_device
