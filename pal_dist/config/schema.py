@@ -214,6 +214,10 @@ class TrainConfig:
     auto: on a GPU, where the plan finds that it pays and fits. static: the same fixed sizes and buffers, but each
     kernel started as usual, on any device (to tell a graph's fault from its sizes')."""
 
+    compile: Literal["auto", "on", "off"] = setting("auto", resumable=True, same_group=True)
+    """Whether parts of the layers are compiled to fewer kernels. auto: on a GPU, where the run's steps are estimated to
+    repay the time that it takes, which is said."""
+
     hang_minutes: float = setting(30.0, resumable=True, same_group=True)
     """Several processes: minutes without progress after which every one of them ends and says where each one stood."""
 

@@ -33,3 +33,8 @@ def hardware_of(device: torch.device) -> Hardware:
     free, total = torch.cuda.mem_get_info(device)
     taken = total - free - torch.cuda.memory_reserved(device)
     return Hardware(properties.name, total, (properties.major, properties.minor), taken)
+
+
+def named_compiler() -> str:
+    """The compiler of C++ that the environment names; empty: it names none."""
+    return os.environ.get("CXX", os.environ.get("CC", ""))

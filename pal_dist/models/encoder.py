@@ -25,6 +25,7 @@ from pal_dist.models.attention import JoinedWeights, SelfAttention
 from pal_dist.models.dropout import Dropout
 from pal_dist.models.packed_rows import PackedRows
 from pal_dist.models.precision import autocast, compute_dtype
+from pal_dist.models.regions import PLAIN, Regions
 from pal_dist.models.weight_copies import AttentionRecipe, WeightCopies
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -79,9 +80,9 @@ class ResidualOutput(nn.Module):
         """What is to be added to the residual."""
         return self.dropout(F.linear(values, weights.weight, weights.bias))
 
-    def normalised(self, total_QD: Tensor, weights: DenseAndNorm) -> Tensor:
-        norm = self.LayerNorm
-        return F.layer_norm(total_QD, norm.normalized_shape, weights.norm_weight, weights.norm_bias, norm.eps)
+    def normalised(self, regions: Regions, values_QD: Tensor, residual_QD: Tensor, weights: DenseAndNorm) -> Tensor:
+        """The sum of both, normalised."""
+        return regions.add_norm(values_QD, residual_QD, weights.norm_weight, weights.norm_bias, self.LayerNorm.eps)
 
 
 class Attention(nn.Module):
@@ -121,6 +122,8 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = ResidualOutput(config.intermediate_size, config)
         self.copies = WeightCopies(AttentionRecipe())
+        self.regions = PLAIN
+        """Compiled, or as they are."""
 
     def forward(
         self, index: int, adapters: AdapterSlices, rows: PackedRows, first_only: bool, hidden_TD: Tensor
@@ -132,12 +135,13 @@ class Layer(nn.Module):
         inner_QD = attention.output.inner(context_QD, weights.attention_output)
         inner_QD = adapters.after_attention(index, inner_QD, first_only)
         asking_QD = rows.asked(hidden_TD, first_only)
-        attended_QD = attention.output.normalised(inner_QD + asking_QD, weights.attention_output)
+        attended_QD = attention.output.normalised(self.regions, inner_QD, asking_QD, weights.attention_output)
         added_QD = adapters.residual(index, hidden_TD, attended_QD, first_only)
         residual_QD = attended_QD if added_QD is None else attended_QD + added_QD
-        wide_QF = self.intermediate.activation(F.linear(attended_QD, *weights.intermediate))
+        wide_QF = self.regions.activated(self.intermediate.activation, attended_QD, *weights.intermediate)
         fed_QD = adapters.after_feed_forward(index, self.output.inner(wide_QF, weights.output), first_only)
-        return adapters.after_layer(index, self.output.normalised(fed_QD + residual_QD, weights.output), first_only)
+        out_QD = self.output.normalised(self.regions, fed_QD, residual_QD, weights.output)
+        return adapters.after_layer(index, out_QD, first_only)
 
     def _weights(self, hidden_TD: Tensor, *, pads: bool) -> LayerWeights:
         attention, intermediate = self.attention.self, self.intermediate.dense

@@ -27,6 +27,7 @@ from pal_dist.models.encoder import ACTIVATION_FUNCTIONS, Encoder, Layer
 from pal_dist.models.packed_rows import PackedRows
 from pal_dist.models.precision import autocast
 from pal_dist.models.pretrained import PAL_BERT, read_model_config
+from pal_dist.models.regions import Regions
 from pal_dist.models.weight_copies import WeightCopies
 from pal_dist.tasks.registry import Task, task_from_dict, task_to_dict
 
@@ -176,6 +177,11 @@ class MultiTaskBert(PreTrainedModel):
     @checkpoint_layers.setter
     def checkpoint_layers(self, every: int) -> None:
         self.bert.checkpoint_layers = every
+
+    def use_regions(self, regions: Regions) -> None:
+        """Have the encoder's layers call these: compiled, or plain."""
+        for layer in self.encoder_layers:
+            cast(Layer, layer).regions = regions
 
     # What others may ask instead of knowing parameters by their names.
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.atomic_io import write_json
+from pal_dist.core.console import duration
 from pal_dist.core.units import gib
 from pal_dist.data.batching import Schedule
 from pal_dist.distributed.engine import Engine
@@ -98,7 +99,7 @@ def prove_plan(run: Run) -> list[str]:
             "evidence": asdict(proof) if proof else None,
         }
         write_json(run.folder / run_files.MEMORY, record)
-    return _lines(run.state, run.plan, proof)
+    return _lines(run, run.plan, proof)
 
 
 def _prove(run: Run, planned: PlannedRun) -> ProofResult:
@@ -112,8 +113,8 @@ def _limit(state: RunState) -> str:
     return f"micro-batches of at most {state.tokens_per_micro_batch:,} tokens"
 
 
-def _lines(state: RunState, planned: PlannedRun, proof: ProofResult | None) -> list[str]:
-    plan, device = planned.plan, planned.plan.machine.device
+def _lines(run: Run, planned: PlannedRun, proof: ProofResult | None) -> list[str]:
+    state, plan, device = run.state, planned.plan, planned.plan.machine.device
     checkpointing = {0: "no checkpointing", 1: "every layer checkpointed"}.get(
         state.checkpoint_layers, f"every {state.checkpoint_layers}th layer checkpointed"
     )
@@ -122,7 +123,11 @@ def _lines(state: RunState, planned: PlannedRun, proof: ProofResult | None) -> l
         f"{device.name}; {_limit(state)}, {checkpointing}"
     ]
     if device.is_measured:
-        lines.append(f"speed: {speed_text(plan)} ({speed_source(plan)})")
+        steps = run.total_steps - state.step
+        lines.append(
+            f"speed: {speed_text(plan)} ({speed_source(plan)}); the run's {steps:,} steps take about "
+            f"{duration(steps * plan.seconds)}, evaluation not counted"
+        )
     if proof:
         examples, tokens = max(proof.micro_batches, key=lambda size: size[1])
         lines.append(

@@ -105,10 +105,7 @@ class PassGraphs:
 
     def summary(self) -> str:
         """What they did, for the person."""
-        return (
-            f"CUDA graphs: {self.recordings:,} sizes recorded; {self.replays:,} of {self.passes:,} micro-batches were "
-            f"replayed"
-        )
+        return f"graphs: {self.recordings:,} sizes recorded; {self.replays:,} of {self.passes:,} micro-batches replayed"
 
     @property
     def _limits(self) -> tuple[int, int]:

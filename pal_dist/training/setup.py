@@ -16,6 +16,7 @@ import torch
 from pal_dist.config.schema import RunConfig, default_learning_rate
 from pal_dist.core.console import say
 from pal_dist.data.batching import Schedule
+from pal_dist.data.fixed_sizes import MOST_TOKENS
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.token_cache import Corpus
 from pal_dist.distributed.compatibility import check_compatible, why_no_graphs
@@ -33,6 +34,7 @@ from pal_dist.optim.optimizers import build_optimizer
 from pal_dist.optim.task_weighting import LEARNED_VARIANCES, LearnedVariances
 from pal_dist.training.agreement import check_same_run
 from pal_dist.training.checkpoint import load_moments, load_state, load_values
+from pal_dist.training.compile_choice import use_compiled_layers
 from pal_dist.training.feature_cache import FeatureCache
 from pal_dist.training.fit_memory import apply_plan, plan_memory, prove_plan, use_one_micro_batch
 from pal_dist.training.inputs import Corpora, Inputs, find_inputs, read_corpora
@@ -99,11 +101,21 @@ def set_up(config: RunConfig, origins: dict[str, str], *, cache_dir: Path) -> Ru
         resumed_from=checkpoint,
     )
     with run.report.record_outcome():
-        memory_lines = features.lines() if features else prove_plan(run)
-    if features and engine.is_main:
-        features.record(folder / run_files.MEMORY)
-    run.report.say(*start_lines(run, memory_lines))
+        lines = ready_lines(run)
+    run.report.say(*start_lines(run, lines))
     return run
+
+
+def ready_lines(run: Run) -> list[str]:
+    """The run's memory proved, its layers compiled where that pays; what is to be said of it."""
+    if run.features:
+        if run.engine.is_main:
+            run.features.record(run.folder / run_files.MEMORY)
+        return run.features.lines()
+    steps = run.total_steps - run.state.step
+    lines = prove_plan(run)
+    lines += use_compiled_layers(run.config, run.model, run.engine, run.plan, steps=steps)
+    return [*lines, *graph_lines(run)]
 
 
 def join_ranks(config: RunConfig) -> Engine:
@@ -201,6 +213,18 @@ def cache_features(
     )
     train, dev = features.all_of(inputs.tasks, corpora.train), features.all_of(inputs.tasks, corpora.dev)
     return features, replace(corpora, train=train, dev=dev)
+
+
+def graph_lines(run: Run) -> list[str]:
+    """Whether micro-batches will be replayed, and why not."""
+    if run.fixes_sizes:
+        how = "kernel by kernel" if run.config.train.cuda_graphs == "static" else "as a CUDA graph from its second on"
+        return [f"graphs: micro-batches of up to {MOST_TOKENS:,} tokens are filled up to few sizes; each runs {how}"]
+    if run.engine.device.type != "cuda":
+        return []
+    checkpointed = "layers are computed again in backward" if run.state.checkpoint_layers else ""
+    reason = why_no_graphs(run.config, run.engine.strategy) or checkpointed
+    return [f"graphs: none; {reason or 'the plan finds no time to be won, or no room (--memory off tries them)'}"]
 
 
 def begin_report(folder: Path, state: RunState, total_steps: int, engine: Engine) -> Report:

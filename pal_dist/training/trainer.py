@@ -64,6 +64,8 @@ class Trainer:
                     self.log_evaluate_and_save_if_due()
                     if self.state.finished:
                         break
+            if self.graphs is not None:
+                self.run.report.say(self.graphs.summary())
         return self.state
 
     def step(self, step_rows: StepRows) -> Tensor:

@@ -19,8 +19,8 @@ from pal_dist.distributed.precision import LossScale
 from pal_dist.training.graph_recorder import PlainRecorder, Work
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
-from tests.ranks.test_oom_guard import arm
-from tests.ranks.test_resume import killed_and_resumed
+from tests.support.death import killed_and_resumed
+from tests.support.out_of_memory import arm
 from tests.support.ranks import run_ranks
 from tests.support.tape_recorder import TapeRecorder
 from tests.support.training import Parameters, assert_same, fit, plain_reference, train_in_float64

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from pal_dist.config.schema import RunConfig
-from pal_dist.core.errors import RankLostError, StoppedError, UserError
+from pal_dist.core.errors import StoppedError, UserError
 from pal_dist.monitoring import run_files
 from pal_dist.training.checkpoint import checkpoints, newest_intact
 from pal_dist.training.setup import set_up
 from pal_dist.training.trainer import Trainer
-from tests.support.ranks import Died, run_ranks
-from tests.support.training import SHARED_OUT, distances, fit, fit_until_killed
+from tests.support.death import killed_and_resumed
+from tests.support.ranks import run_ranks
+from tests.support.training import SHARED_OUT, distances, fit
 
 FLAGS = {"max_steps": 9, "evaluate_every": 4, "save_every": 2, "tokens_per_micro_batch": 96, "dropout": 0.1}
-PLACES = ("step", "evaluation", "save")
-
-
-def killed_and_resumed(run: RunConfig, cache_dir: Path, *, seed: int, ranks: int) -> tuple[str, list[Any]]:
-    chance = random.Random(seed)
-    place, step = chance.choice(PLACES), chance.randrange(2, 9)
-    died = run_ranks(fit_until_killed, run, cache_dir, place, step, ranks=ranks)
-    # Who has not died yet when the other does meets a closed connection.
-    assert any(isinstance(rank, Died) and rank.code == -signal.SIGKILL for rank in died), (place, step, died)
-    assert all(isinstance(rank, (Died, RuntimeError, RankLostError)) for rank in died), (place, step, died)
-    return f"{place} {step}", run_ranks(fit, run, cache_dir, ranks=ranks)
 
 
 DEATHS = int(os.environ.get("PAL_DIST_DEATHS", "1"))

@@ -19,6 +19,8 @@ OTHER_VALUES = {
     "save_every": "15m",
     "batch_lengths": "even",
     "cuda_graphs": "off",
+    "compile": "off",
+    "attention": "plain",
     "keep_checkpoints": "5",
     "strategy": "zero2",
     "hang_minutes": "5",

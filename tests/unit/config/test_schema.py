@@ -23,7 +23,9 @@ USES = {
         "strategy",
         "hang_minutes",
         "save_every",
+        "attention",
         "cuda_graphs",
+        "compile",
         "keep_checkpoints",
     },
     "same_group": {
@@ -37,6 +39,7 @@ USES = {
         "keep_checkpoints",
         "hang_minutes",
         "cuda_graphs",
+        "compile",
     },
     "per_node": {"cache_dir", "data_dir", "output_dir"},
     "for_saved_model": {
