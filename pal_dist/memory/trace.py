@@ -313,7 +313,8 @@ def _as_fake_batch(batch: Any) -> Any:
         storage = tensor.untyped_storage()
         if storage._cdata not in storages:
             storages[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8)
-        whole = storages[storage._cdata].view(tensor.dtype)
+        in_full = storage.nbytes() // tensor.itemsize * tensor.itemsize  # a batch has numbers of several widths
+        whole = storages[storage._cdata][:in_full].view(tensor.dtype)
         return whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
     return tree_map_only(Tensor, fake, batch)
