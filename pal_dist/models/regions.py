@@ -8,6 +8,7 @@ captured on an H100). Products stay the library's.
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -47,6 +48,8 @@ PLAIN = Regions(_add_norm, _activated)
 @lru_cache
 def compiled() -> Regions:
     """The same, compiled when they are first called; once a process."""
+    # The compiler looks at every argument's gradient, of which only leaves have one.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     add_norm, activated = torch.compile(_add_norm), torch.compile(_activated)
 
     def add_norm_of_any_length(values: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

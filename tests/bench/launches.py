@@ -1,9 +1,12 @@
 """Kernels of one optimizer step, counted without a GPU: BERT-base, 32 + 32 + 32 real rows, bf16, update included.
 
+Beside it what the host launches where the micro-batch is replayed as a CUDA graph, and how many kernels are left where
+parts of the layers are compiled (`--compile on`), by what PyTorch's compiler generates for them on a CPU.
+
     python tests/bench/launches.py --data_dir DATA [--rows 32] [--capability 9.0]
 
 Operators are counted on fake tensors on the way that a GPU of that capability takes (`pal_dist.memory.launches`). The
-last line is JSON: {"none": kernels, "pal": kernels}.
+last line is JSON: {"none": kernels, "pal": kernels, "none compiled": kernels, ...}.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch._inductor import config as inductor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -26,10 +31,12 @@ from pal_dist.data.batch import Batch, TextRows, pack_batch
 from pal_dist.data.batching import micro_batches
 from pal_dist.memory.cuda_emulation import CudaEmulation
 from pal_dist.memory.devices import find_device
-from pal_dist.memory.launches import LaunchCounter, step_launches
+from pal_dist.memory.launches import LaunchCounter, count_launches, step_launches
 from pal_dist.memory.planner import loss_of_segments
+from pal_dist.memory.step_time import GRAPH_LAUNCHES, UPDATE_LAUNCHES
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 from pal_dist.models.precision import Emulation, KernelTarget, emulate
+from pal_dist.models.regions import PLAIN, Regions, compiled
 from pal_dist.optim.optimizers import build_optimizer
 from pal_dist.tasks.registry import task_to_dict
 from pal_dist.training.inputs import find_inputs, read_corpora
@@ -90,6 +97,31 @@ def counted(batches: list[Batch], config: MultiTaskBertConfig, capability: tuple
         return step_launches(model, forward, update)
 
 
+def saved_by_compiling(layers: int) -> int:
+    """Kernels fewer, by the parts of so many layers that are compiled; as the compiler makes them for a CPU."""
+    shapes = [(48, 64)] * 2 + [(64, 64), (64,), (64,)]
+    values, residual, weight, bias, norm = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    given = torch.randn(48, 64)
+
+    def layer(regions: Regions) -> None:
+        attended = regions.add_norm(values, residual, norm, bias, 1e-12)
+        fed = regions.activated(torch.nn.functional.gelu, attended, weight, bias)
+        regions.add_norm(fed, attended, norm, bias, 1e-12).backward(given)
+        for leaf in (values, residual, weight, bias, norm):
+            leaf.grad = None
+
+    plain = count_launches(lambda: layer(PLAIN))
+    # Products are the library's in either case, sums of a weight's gradients over its uses are the step's.
+    own = plain.total - sum(plain.by_operator[name] for name in ("addmm", "mm", "add_"))
+    with inductor.patch({"cpp.enable_kernel_profile": True, "force_disable_caches": True}):
+        layer(compiled())
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            layer(compiled())
+    fused = sum(event.count for event in profiler.key_averages() if "_fused_" in event.key)
+    print(f"of the compiled parts of a layer, {own} kernels become {fused}", file=sys.stderr)
+    return layers * (own - fused)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True)
@@ -105,7 +137,11 @@ def main() -> None:
     groups = {adapter: counter.by_group() for adapter, counter in counters.items()}
     names = sorted(groups["pal"], key=lambda name: -groups["pal"][name])
     print(table(["kernels", "none", "pal"], [[n, *(str(groups[a].get(n, 0)) for a in groups)] for n in names]))
-    print(json.dumps({adapter: counter.total for adapter, counter in counters.items()}))
+    totals = {adapter: counter.total for adapter, counter in counters.items()}
+    saved = saved_by_compiling(config.num_hidden_layers)
+    replayed = round(GRAPH_LAUNCHES + UPDATE_LAUNCHES)
+    totals |= {f"{adapter} compiled": total - saved for adapter, total in totals.items()}
+    print(json.dumps({**totals, "launched by the host for a replay and the update, about": replayed}))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def check_machine(config: RunConfig, engine: Engine | None, output_dir: Path, ca
         *run_check("GPU", lambda: devices.gpus(config.train.precision)),
         *run_check("attention", lambda: devices.attention(device, config.train.precision)),
         *run_check("8-bit optimizers", lambda: devices.eight_bit_optimizers(device)),
-        *run_check("compilers", devices.compilers),
+        *run_check("compilers", lambda: devices.compilers(device)),
         *run_check("processors", lambda: host.processors(local_ranks)),
         *run_check("host memory", lambda: host.memory(local_ranks)),
         *run_check("shared memory", lambda: host.shared_memory(torch.cuda.device_count())),

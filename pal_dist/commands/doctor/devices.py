@@ -10,8 +10,10 @@ import torch
 
 from pal_dist.commands.doctor.findings import Finding
 from pal_dist.core.units import gib
+from pal_dist.distributed.hardware import named_compiler
 from pal_dist.distributed.precision import choose_precision
 from pal_dist.models.kernel_check import check_packed_kernel
+from pal_dist.models.regions import why_not_compiled
 
 TAKEN_BY_OTHERS = 0.1
 """Share of a GPU's memory that others may hold before it is worth a word."""
@@ -102,10 +104,13 @@ def _step(kind: str, device: torch.device) -> bool:
     return bool((weight != 1).all())
 
 
-def compilers() -> Iterator[Finding]:
-    here = [name for name in ("g++", "nvcc", "ninja") if shutil.which(name)]
-    yield Finding(
-        "compilers",
-        "green",
-        f"none is needed: no strategy compiles an operation ({', '.join(here) or 'none'} here)",
-    )
+def compilers(device: torch.device) -> Iterator[Finding]:
+    """No strategy compiles an operation; `--compile` has layers compiled, which only makes them faster."""
+    here = ", ".join(name for name in ("g++", "nvcc", "ninja") if shutil.which(name)) or "none"
+    missing = why_not_compiled(device, named_compiler())
+    if missing and device.type == "cuda":
+        lacking, _, cure = missing.rstrip(")").partition(" (")
+        what = f"layers cannot be compiled: {lacking} ({here} here)"
+        yield Finding("compilers", "yellow", what, f"for --compile alone: {cure}")
+    else:
+        yield Finding("compilers", "green", f"none is needed but for --compile ({here} here)")

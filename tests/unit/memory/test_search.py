@@ -97,3 +97,36 @@ def test_more_checkpoints_than_layers_are_looked_at_where_they_were_asked_for(wo
     assert max(plan.options.checkpoint_layers for plan in free) <= work.shape.layers
     asked = candidates(work, machine, SearchSpace(("fp16",), checkpoint_layers=(99,)))
     assert {plan.options.checkpoint_layers for plan in asked} == {99}
+
+
+def test_graphs_where_the_host_is_slower_than_the_device(work: Workload) -> None:
+    """They are planned where time is to be won and room is, their pool is counted, and nothing else is changed."""
+    machine = Machine(replace(find_device("h100"), launch=50e-6))
+    choices = SearchSpace(("bf16",), checkpoint_layers=(0,), optimizer=("adamw",))
+    plain, graphs = candidates(work, machine, choices)
+    assert (plain.options.graphs, graphs.options.graphs) == (False, True)
+    assert fastest([plain, graphs]) == graphs
+    assert graphs.estimate.categories["CUDA graphs"] == graphs.graph_bytes > 0
+    assert graphs.accumulates, "gradients stay in their places"
+    assert graphs.time.launching < plain.time.launching / 5
+    crowded = replace(machine.device, memory=0, taken=0)
+    crowded = replace(crowded, memory=(plain.needed + graphs.needed) // 2)
+    smaller = fastest(list(candidates(work, Machine(crowded), choices)))
+    assert smaller is not None
+    assert not smaller.options.graphs or smaller.tokens < graphs.tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        ({"cuda_graphs": "off"}, 0),
+        ({"step_tasks": "one"}, 0),
+        ({"conflict": "pcgrad"}, 0),
+        ({}, 1),
+    ],
+)
+def test_no_graphs_where_they_cannot_be_right(work: Workload, settings: dict[str, str], layers: int) -> None:
+    run = resolve(settings)[0]
+    choices = SearchSpace(("bf16",), checkpoint_layers=(layers,), optimizer=("adamw",))
+    plans = list(candidates(replace(work, run=run), Machine(find_device("h100")), choices))
+    assert not any(plan.options.graphs for plan in plans)
