@@ -137,6 +137,7 @@ def assign_micro_batches(
     budget: int,
     ranks: int,
     separate_tasks: bool = False,
+    even_tasks: bool = False,
 ) -> list[list[MicroBatch]]:
     """Every rank's micro-batches of one step: result[micro_step][rank].
 
@@ -147,7 +148,13 @@ def assign_micro_batches(
     Args:
         budget: most tokens of a micro-batch; a longer row stands alone.
         separate_tasks: each micro-step serves one task, tasks one after the other.
+        even_tasks: each task's rows are dealt evenly by themselves, where the budget allows, so that its slices have
+            few sizes. Otherwise all rows are dealt together.
     """
+    if even_tasks and not separate_tasks:
+        dealt = _evenly_by_task(step_rows, lengths, budget=budget, ranks=ranks)
+        if dealt is not None:
+            return dealt
     groups = [[part] for part in step_rows] if separate_tasks else [step_rows]
     loads = np.zeros(ranks, dtype=np.int64)
     return [
@@ -176,6 +183,34 @@ def _micro_steps(
     place = np.empty(len(sizes), dtype=np.int64)
     place[longest_first] = (micro_step * ranks + rank)[bins]
     return _gathered(step_rows, place, longest_first, len(tokens) // ranks, ranks)
+
+
+def _evenly_by_task(
+    step_rows: StepRows, lengths: list[NDArray[np.int32]], *, budget: int, ranks: int
+) -> list[list[MicroBatch]] | None:
+    """The fewest micro-steps that all tokens fit in, each micro-batch with as many rows of each task, and nearly as
+    many tokens, as any other; None where one would be over the budget, or rows do not go round."""
+    tokens_in_all = sum(int(lengths[task][rows].sum()) for task, rows in step_rows)
+    bins = ranks * max(1, ceil_div(tokens_in_all, ranks * budget))
+    if any(len(rows) % bins for _, rows in step_rows):
+        return None
+    parts: list[list[tuple[int, Rows]]] = [[] for _ in range(bins)]
+    loads = np.zeros(bins, dtype=np.int64)
+    for task, rows in step_rows:
+        own = lengths[task][rows].astype(np.int64)
+        tokens = np.zeros(bins, dtype=np.int64)
+        dealt = np.empty((len(rows) // bins, bins), dtype=np.int64)
+        # In each round every micro-batch gets a row, the longest of them the one that has least.
+        for place, group in enumerate(np.argsort(-own, kind="stable").reshape(-1, bins)):
+            least_loaded = np.argsort(tokens, kind="stable")
+            dealt[place, least_loaded] = group
+            tokens[least_loaded] += own[group]
+        for part, column in zip(parts, dealt.T, strict=True):
+            part.append((task, rows[column]))
+        loads += tokens
+    if loads.max() > budget:
+        return None
+    return [[MicroBatch(tuple(part)) for part in parts[start : start + ranks]] for start in range(0, bins, ranks)]
 
 
 def _deal(sizes: NDArray[np.int64], budget: int, ranks: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -242,9 +277,12 @@ def micro_batches(
     rank: int,
     ranks: int,
     separate_tasks: bool = False,
+    even_tasks: bool = False,
 ) -> list[MicroBatch]:
     """This rank's micro-batches of one step: the same number, of the same tasks in the same order, on every rank."""
-    micro_steps = assign_micro_batches(step_rows, lengths, budget=budget, ranks=ranks, separate_tasks=separate_tasks)
+    micro_steps = assign_micro_batches(
+        step_rows, lengths, budget=budget, ranks=ranks, separate_tasks=separate_tasks, even_tasks=even_tasks
+    )
     return [by_rank[rank] for by_rank in micro_steps]
 
 

@@ -72,6 +72,7 @@ class Run:
             rank=self.engine.rank,
             ranks=self.engine.ranks,
             separate_tasks=self.separates_tasks,
+            even_tasks=self.fixes_sizes,
         )
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pal_dist import __version__
-from pal_dist.config.resolve import names_where
+from pal_dist.config.resolve import names_where, settings
 from pal_dist.config.schema import RunConfig, json_value
 from pal_dist.core.atomic_io import explain_full_disk, write_json
 from pal_dist.core.errors import UserError
@@ -119,11 +119,14 @@ def _check_is_this_run(folder: Path, config: RunConfig, hashes: dict[str, str]) 
     written = json.loads((folder / run_files.CONFIG).read_text(encoding="utf-8"))
     before, now = written["values"], json.loads(json.dumps(config.to_dict()))
     may_differ = names_where(resumable=True)
+    # A setting that an older version did not have had what is its default now.
+    was = {name: json_value(known.default) for name, known in settings().items()}
+    was |= {name: json_value(value) for values in before.values() for name, value in values.items()}
     differing = [
-        f"--{name} was {before[section].get(name)!r}, is {value!r}"
-        for section, values in now.items()
+        f"--{name} was {was[name]!r}, is {value!r}"
+        for values in now.values()
         for name, value in values.items()
-        if name not in may_differ and json_value(before.get(section, {}).get(name)) != value
+        if name not in may_differ and was[name] != value
     ]
     changed = [name for name in hashes if written["content"].get(name) != hashes[name]]
     differing += [f"the data of {name} has changed" for name in changed]

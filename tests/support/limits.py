@@ -66,9 +66,10 @@ def outcome(seed: int) -> Outcome:
         batch_of_size([int(length) for task, own in micro.parts for length in lengths[task][own]], NAMES)
         for micro in worst
     ]
-    step = traced(run.config, plan.options, batches, card, limit=card.usable)
+    # The graphs' pool is there all the time.
+    step = traced(run.config, plan.options, batches, card, limit=card.usable - plan.graph_bytes)
     is_bottleneck = len(with_more_room) < len(as_planned) or plan.options.checkpoint_layers > 0
-    return Outcome(step.peak / card.usable, is_bottleneck)
+    return Outcome((step.peak + plan.graph_bytes) / card.usable, is_bottleneck)
 
 
 def _too_small(run: RandomRun, work: Workload, chance: random.Random) -> Device:

@@ -188,3 +188,20 @@ def test_evaluation_sees_every_example_once(ranks: int) -> None:
 def test_a_row_longer_than_the_budget_stands_alone() -> None:
     lengths = np.array([5, 900, 7, 1], dtype=np.int32)
     assert [rows.tolist() for rows in evaluation_batches(lengths, budget=10, rank=0, ranks=1)] == [[1], [2], [0, 3]]
+
+
+@pytest.mark.parametrize(("ranks", "budget"), [(1, 4000), (4, 4000), (4, 400), (3, 4000), (2, 60)])
+def test_tasks_dealt_evenly_are_the_same_step(ranks: int, budget: int) -> None:
+    """Every row once, no micro-batch over the budget; where rows go round, as many of each task everywhere."""
+    random = np.random.default_rng(ranks)
+    lengths = [random.integers(3, 60, 100).astype(np.int32) for _ in range(2)]
+    served = [(0, random.permutation(100)[:16]), (1, random.permutation(100)[:24])]
+    steps = assign_micro_batches(served, lengths, budget=budget, ranks=ranks, even_tasks=True)
+    assert all(len(step) == ranks for step in steps)
+    for task, rows in served:
+        dealt = np.concatenate([own for step in steps for micro in step for of, own in micro.parts if of == task])
+        assert sorted(dealt.tolist()) == sorted(rows.tolist())
+    every = [micro for step in steps for micro in step]
+    assert all(micro.examples == 1 or sum(lengths[t][r].sum() for t, r in micro.parts) <= budget for micro in every)
+    if 16 % len(every) == 0 and 24 % len(every) == 0:
+        assert len({tuple(len(rows) for _, rows in micro.parts) for micro in every}) == 1

@@ -70,9 +70,18 @@ def test_even_batches_are_one_pass(count: int) -> None:
         assert max(tokens) - min(tokens) <= 3
 
 
-@pytest.mark.parametrize(("batch_size", "most_filled"), [(32, 0.05), (128, 0.05), (512, 0.02)])
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "budget", "most_filled"),
+    [
+        (32, 1, 1 << 20, 0.05),
+        (128, 1, 1 << 20, 0.05),
+        (512, 1, 1 << 20, 0.02),
+        (64, 4, 1 << 20, 0.06),
+        (128, 1, 6000, 0.05),
+    ],
+)
 def test_an_epoch_of_the_real_data_has_few_sizes(
-    batch_size: int, most_filled: float, shared: Path, tmp_path: Path
+    batch_size: int, ranks: int, budget: int, most_filled: float, shared: Path, tmp_path: Path
 ) -> None:
     """At most 32 graphs; 5 % of the tokens filled in at 96 rows, 2 % at 1,536."""
     flags = {"data_dir": str(shared / "data"), "batch_size": str(batch_size), "bad_rows": "skip"}
@@ -83,13 +92,14 @@ def test_an_epoch_of_the_real_data_has_few_sizes(
     sizes: Counter[object] = Counter()
     tokens = filled = 0
     for served in schedule.steps(0, steps // run.train.epochs):
-        (micro,) = micro_batches(served, schedule.lengths, budget=1 << 20, rank=0, ranks=1)
-        lengths = [schedule.lengths[task][rows] for task, rows in micro.parts]
-        size = size_for(lengths, max_length=run.data.max_length)
-        sizes[size] += 1
-        tokens += sum(int(own.sum()) for own in lengths)
-        filled += size.tokens - sum(int(own.sum()) for own in lengths)
-    print(f"{batch_size} rows a task: {len(sizes)} sizes over {sizes.total()} steps, {filled / tokens:.2%} filled in")
+        for micro in micro_batches(served, schedule.lengths, budget=budget, rank=0, ranks=ranks, even_tasks=True):
+            lengths = [schedule.lengths[task][rows] for task, rows in micro.parts]
+            size = size_for(lengths, max_length=run.data.max_length)
+            sizes[size] += 1
+            tokens += sum(int(own.sum()) for own in lengths)
+            filled += size.tokens - sum(int(own.sum()) for own in lengths)
+    name = f"{batch_size} rows a task, {ranks} ranks, budget {budget}"
+    print(f"{name}: {len(sizes)} sizes over {sizes.total()} micro-batches, {filled / tokens:.2%} filled in")
     assert len(sizes) <= MOST_GRAPHS
     assert filled / tokens < most_filled
     assert MOST_TOKENS > 3 * 128 * 32
