@@ -19,7 +19,6 @@ from pal_dist.distributed.compatibility import check_compatible
 from pal_dist.distributed.hardware import hardware_of
 from pal_dist.distributed.precision import choose_precision
 from pal_dist.distributed.strategy import read_strategy
-from pal_dist.memory.closed_form import USUAL_HEAD
 from pal_dist.memory.devices import Device, device_at_hand, find_device
 from pal_dist.memory.planner import PlannedRun, counted_attention, meta_model, search, trace_plan, workload_of
 from pal_dist.memory.search import Machine, SearchSpace, Workload, candidates, full_search_space
@@ -139,7 +138,7 @@ def make_plan(request: PlanRequest, *, lengths: Sequence[NDArray[np.int32]] = ()
     device = _device(request)
     target = KernelTarget("cpu" if device.is_cpu else "cuda", device.capability)
     low = DTYPES[device.low_precision] or torch.float32
-    check_has(run.model.attention, target, place=device.name, dtype=low, head_width=USUAL_HEAD)
+    check_has(run.model.attention, target, place=device.name, dtype=low)
     prefer(run.model.attention)
     choose_precision(run.train.precision, device.capability)
     features_cached = serves_cached_features(run.train, meta_model(run, config))

@@ -30,12 +30,10 @@ from pal_dist.memory.tracker import (
 )
 from pal_dist.models.adapters.pal import ProjectedAttentionLayers
 from pal_dist.models.encoder import is_checkpointed
+from pal_dist.models.kernel_choice import USUAL_HEAD
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
 from pal_dist.models.packed_kernels import FLASH_BLOCK, HEAD_WIDTH_MULTIPLE, choose_packed_kernel
 from pal_dist.models.precision import KernelTarget
-
-USUAL_HEAD = 64
-"""Width of heads by which a device's attention kernel is told."""
 
 EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
 """bitsandbytes: elements from which a state is kept in 8 bits; elements that share a 4-byte maximum."""

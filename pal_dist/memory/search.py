@@ -355,7 +355,14 @@ def nearest_that_does_not_fit(plans: Sequence[Plan], chosen: Plan) -> Plan | Non
 def alternatives(plan: Plan) -> list[tuple[str, Plan]]:
     """The plan with one option changed, each way that saves memory and that `train` accepts: (name, plan)."""
     changed = [*_smaller_steps(plan), *_other_layouts(plan), *_other_strategies(plan)]
-    return [(name, other) for name, other in changed if other != plan and other.is_accepted]
+    possible = [(name, _without_impossible_graphs(other)) for name, other in changed]
+    return [(name, other) for name, other in possible if other != plan and other.is_accepted]
+
+
+def _without_impossible_graphs(plan: Plan) -> Plan:
+    """What was changed may leave no way to replay micro-batches."""
+    graphs = plan.options.graphs and plan.can_replay
+    return replace(plan, options=replace(plan.options, graphs=graphs))
 
 
 def _smaller_steps(plan: Plan) -> Iterator[tuple[str, Plan]]:

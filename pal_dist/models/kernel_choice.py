@@ -24,6 +24,9 @@ from pal_dist.models.precision import KernelTarget, kernel_target
 NAMES = {"plain": "by_length"}
 """Of kernels whose name as a setting is another."""
 
+USUAL_HEAD = 64
+"""Width of heads by which a device is asked before the model is known."""
+
 MEASURED_FILE = "attention.json"
 """In the cache folder: the order of kernels by device, PyTorch, format and rows."""
 
@@ -60,7 +63,9 @@ def choose_attention(
     check_has(asked, target, place=str(place), dtype=dtype, head_width=width)
 
 
-def check_has(asked: str, target: KernelTarget, *, place: str, dtype: torch.dtype, head_width: int) -> None:
+def check_has(
+    asked: str, target: KernelTarget, *, place: str, dtype: torch.dtype, head_width: int = USUAL_HEAD
+) -> None:
     """Raises UserError where the device (`place`, in words) does not have the kernel of this setting."""
     if asked != "auto" and not suits(NAMES.get(asked, asked), target, dtype=dtype, head_width=head_width):
         raise UserError(

@@ -25,8 +25,9 @@ from pal_dist.memory.planner import PlannedRun
 from pal_dist.models import packed_kernels
 from pal_dist.models.attention import SelfAttention
 from pal_dist.models.kernel_check import check_packed_kernel
-from pal_dist.models.kernel_choice import choose_attention
+from pal_dist.models.kernel_choice import check_has, choose_attention
 from pal_dist.models.multi_task import MultiTaskBert, build_model, check_model_options, serves_cached_features
+from pal_dist.models.precision import kernel_target
 from pal_dist.models.pretrained import read_model_config
 from pal_dist.monitoring import run_files
 from pal_dist.monitoring.report import Report, RunReport
@@ -123,6 +124,8 @@ def join_ranks(config: RunConfig) -> Engine:
     engine = Engine(precision=config.train.precision, strategy=config.train.strategy)
     check_compatible(config, engine.strategy)
     engine.group.check_all_nodes_used()
+    probe = torch.empty(0, device=engine.device)
+    check_has(config.model.attention, kernel_target(probe), place=str(engine.device), dtype=engine.precision.dtype)
     engine.group.start_watchdog(60 * config.train.hang_minutes)
     return engine
 

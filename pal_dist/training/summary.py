@@ -93,7 +93,8 @@ def _step_lines(run: Run) -> list[str]:
     sampling = run.schedule.sampling
     examples = [len(rows) for _, rows in next(run.schedule.steps(0, 1))]
     micro_batches = planned_micro_batches(run)
-    each = f"at most {run.state.tokens_per_micro_batch:,} tokens each, packed without padding"
+    packed = "packed" if run.fixes_sizes else "packed without padding"
+    each = f"at most {run.state.tokens_per_micro_batch:,} tokens each, {packed}"
     resumed = f"; resumed after step {run.state.step:,}" if run.resumed_from else ""
     return [
         f"one step: {' + '.join(map(str, examples))} examples = {sum(examples)}, in about {micro_batches:.1f} "
