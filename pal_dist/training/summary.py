@@ -47,6 +47,7 @@ def _data_lines(run: Run) -> list[str]:
     for name, train in run.corpora.train.items():
         splits = [train, *([run.corpora.dev[name]] if name in run.corpora.dev else [])]
         for corpus in splits:
+            lines += [f"note: {line}" for line in corpus.report.notes()]
             lines += [f"warning: {line}" for line in corpus.report.lines()]
         sizes = " + ".join(f"{len(corpus):,} {split}" for corpus, split in zip(splits, ("train", "dev"), strict=False))
         truncated = sum(corpus.report.truncated for corpus in splits)

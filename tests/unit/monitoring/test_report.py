@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pal_dist.monitoring import run_files
 from pal_dist.monitoring.report import RunReport
 from pal_dist.monitoring.run_files import read_metrics
+from pal_dist.tasks.confusion import Confusion
 from tests.support.hidden_libraries import hide_libraries
 
 ENTRY = {
@@ -32,7 +33,7 @@ def write_a_run(folder: Path, *, step: int = 0) -> None:
     run = RunReport(folder, step=step, total_steps=4, job={})
     for number in range(step + 1, 5):
         run.progress(number, 4, ENTRY)
-    run.confusion(4, "sst", np.array([[3, 1], [0, 4]]))
+    run.confusion(4, "sst", Confusion(("0", "1"), np.array([[3, 1], [0, 4]])))
     run.cosines(4, ["sst", "sts"], [[1.0, -0.5], [-0.5, 1.0]])
     run.evaluation(4, {"sst": {"f1": 0.5, "accuracy": 0.25}}, 0.25, headline={"sst": "accuracy"})
     run.set_state("finished", 4)

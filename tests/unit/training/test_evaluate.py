@@ -79,9 +79,9 @@ def predictions_of(name: str, logits: list[list[float]], labels: list[float]) ->
 
 def test_confusion_counts_label_by_prediction() -> None:
     logits = [[0, 1, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1]]
-    counts = predictions_of("sst", logits, [1, 4, 2]).confusion()
-    assert counts is not None
-    assert np.argwhere(counts).tolist() == [[1, 1], [2, 4], [4, 4]]
+    confusion = predictions_of("sst", logits, [1, 4, 2]).confusion()
+    assert confusion is not None
+    assert np.argwhere(confusion.counts).tolist() == [[1, 1], [2, 4], [4, 4]]
     assert predictions_of("sts", [[0.0]], [2.5]).confusion() is None
 
 
