@@ -39,10 +39,14 @@ def _escape(character: str) -> str:
 
 
 def quoted(words: object, mark: str = "'") -> str:
-    """Words of the user's file, for a message: between marks, on one line, shortened, safe for a terminal."""
+    """Words of the user's file, for a message: between marks, on one line, shortened, safe for a terminal.
+
+    What cannot be seen is escaped too, such as a byte order mark in the middle of a header: it makes two names differ.
+    """
     text = str(words)
+    shown = "".join(each if each.isprintable() else _escape(each) for each in text[:MOST_QUOTED])
     more = f"... ({len(text):,} characters)" if len(text) > MOST_QUOTED else ""
-    return f"{mark}{printable(text[:MOST_QUOTED])}{mark}{more}"
+    return f"{mark}{shown}{mark}{more}"
 
 
 def listed(names: Iterable[object], mark: str = "") -> str:

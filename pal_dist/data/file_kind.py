@@ -144,9 +144,10 @@ def _unmarked_or_binary(head: bytes) -> Foreign | None:
 def explain_unreadable(path: Path, kind: FileKind) -> Iterator[None]:
     """Turn what a damaged file makes Python say into an error a person can act on."""
     try:
-        yield
-    except UnicodeDecodeError as error:
-        raise UserError(_wrong_encoding(path, kind, error)) from None
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            raise UserError(_wrong_encoding(path, kind, error)) from None  # reads on, and may meet what is cut
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: a damaged or cut gzip file ({error}); copy or fetch it again") from None
 

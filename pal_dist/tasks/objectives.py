@@ -74,7 +74,7 @@ TRUTHS = {"false": 0.0, "true": 1.0}
 
 def _parse_class(text: str, names: tuple[str, ...], count: int) -> float:
     if names:
-        if text in TRUTHS and text not in names:
+        if text in TRUTHS and text not in names and text.capitalize() in names:
             text = text.capitalize()  # a yaml's `[false, true]` are these names
         if text not in names:
             raise ValueError(f"expected one of {listed(names)}, found {quoted(text)}")
