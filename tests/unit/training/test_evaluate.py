@@ -85,6 +85,13 @@ def test_confusion_counts_label_by_prediction() -> None:
     assert predictions_of("sts", [[0.0]], [2.5]).confusion() is None
 
 
+def test_an_id_with_a_line_end_stays_one_line() -> None:
+    predictions = predictions_of("sst", [[0, 1, 0, 0, 0]], [1])
+    predictions.corpus.id = lambda row: "a\nb\x1b[2J"
+    assert course_lines(predictions)[1] == "a\\nb\\x1b[2J , 1 "
+    assert json_records(predictions)[0]["id"] == "a\nb\x1b[2J", "JSON can say it"
+
+
 def test_files_of_predictions() -> None:
     """The course's own format, to its spaces, and a record a row with labels in the file's own words."""
     predictions = predictions_of("sst", [[0, 1, 0, 0, 0], [0, 0, 0, 0, 1]], [1, 4])
