@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pal_dist.core.atomic_io import explain_full_disk, to_json, write_text
-from pal_dist.core.console import duration, say
+from pal_dist.core.console import duration, printable, say
 from pal_dist.core.extras import cure, has_library
 from pal_dist.monitoring import run_files
+from pal_dist.monitoring.by_task import losses_text, scores_text
 from pal_dist.monitoring.images import confusion_image, cosine_image
 from pal_dist.monitoring.status_file import StatusFile
+from pal_dist.tasks.confusion import Confusion
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -38,7 +40,7 @@ class Report:
         self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float, *, headline: Mapping[str, str]
     ) -> None: ...
 
-    def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None: ...
+    def confusion(self, step: int, task: str, confusion: Confusion) -> None: ...
 
     def cosines(self, step: int, tasks: list[str], cosines: list[list[float]]) -> None: ...
 
@@ -68,7 +70,7 @@ class RunReport(Report):
         if self.metrics_file.is_file():
             entries = [entry for entry in run_files.read_metrics(folder) if entry["step"] <= step]
             write_text(self.metrics_file, "".join(to_json(entry) + "\n" for entry in entries))
-        self.confusions: dict[str, list[list[int]]] = {}  # of the evaluation that is being made
+        self.confusions: dict[str, Any] = {}  # of the evaluation that is being made
         self.last_plain_line = 0.0
         self.bar = tqdm(
             total=total_steps, initial=step, disable=None, leave=False, ascii=".#", bar_format="[{bar:20}] {desc}"
@@ -83,7 +85,7 @@ class RunReport(Report):
             if self.bar.disable:
                 say(line)
             else:
-                self.bar.write(line, file=sys.stderr)
+                self.bar.write(printable(line, keep="\n\t"), file=sys.stderr)
 
     def progress(self, step: int, total: int, entry: Mapping[str, Any]) -> None:
         """One log entry: to the files always, to the terminal as a live line, to a log file now and then."""
@@ -115,14 +117,13 @@ class RunReport(Report):
             for name, value in values.items():
                 self.writer.add_scalar(f"dev_{name}/{task}", value, step)
         self.writer.add_scalar("dev_mean", mean, step)
-        scores = "  ".join(f"{task} {name} {metrics[task][name]:.4f}" for task, name in headline.items())
-        self.say(f"step {step}: dev mean {mean:.4f}   {scores}")
+        self.say(f"step {step}: dev mean {mean:.4f}   {scores_text(metrics, headline)}")
 
-    def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None:
-        """Counts [label, prediction] of a task's dev split; to be called before the evaluation that they belong to."""
-        self.confusions[task] = counts.tolist()
+    def confusion(self, step: int, task: str, confusion: Confusion) -> None:
+        """That of a task's dev split; to be called before the evaluation that it belongs to."""
+        self.confusions[task] = confusion.to_json()
         if self.draws:
-            self.add_image(f"confusion/{task}", confusion_image(counts), step)
+            self.add_image(f"confusion/{task}", confusion_image(confusion), step)
 
     def cosines(self, step: int, tasks: list[str], cosines: list[list[float]]) -> None:
         if self.draws:
@@ -153,9 +154,8 @@ class RunReport(Report):
 
 
 def _progress_text(step: int, total: int, entry: Mapping[str, Any]) -> str:
-    losses = " ".join(f"{task} {value:.3f}" for task, value in entry["loss"].items())
     return (
-        f"step {step}/{total}  loss {losses}  {entry['examples_per_second']:.1f} examples/s  "
+        f"step {step}/{total}  loss {losses_text(entry['loss'])}  {entry['examples_per_second']:.1f} examples/s  "
         f"{entry['tokens_per_second']:,.0f} tokens/s  useful {entry['useful_token_share']:.1%}  "
         f"memory {entry['memory_gib']:.2f} GiB  left {duration(entry['seconds_left'])}"
     )

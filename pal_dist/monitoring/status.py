@@ -14,6 +14,7 @@ from pal_dist.core.atomic_io import to_json
 from pal_dist.core.console import duration, say, table
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring import run_files
+from pal_dist.monitoring.by_task import losses_text, scores_text
 from pal_dist.monitoring.status_file import StatusEntry, read_status
 
 RESUME = "run the same command again to resume"
@@ -48,9 +49,8 @@ class Status:
         rows.append(["step", f"{entry.step:,} of {entry.total_steps:,} ({entry.step / entry.total_steps:.0%})"])
         if self.logged:
             logged = self.logged
-            losses = "  ".join(f"{task} {value:.3f}" for task, value in logged["loss"].items())
             rows += [
-                ["loss", losses],
+                ["loss", losses_text(logged["loss"])],
                 [
                     "rate",
                     f"{logged['examples_per_second']:,.1f} examples/s, {logged['tokens_per_second']:,.0f} tokens/s",
@@ -60,9 +60,7 @@ class Status:
             if self.verdict not in ENDED:
                 rows.append(["left", f"{duration(logged['seconds_left'])} of training"])
         if self.dev:
-            scores = "  ".join(
-                f"{task} {name} {self.dev['dev'][task][name]:.4f}" for task, name in self.dev["headline"].items()
-            )
+            scores = scores_text(self.dev["dev"], self.dev["headline"])
             rows.append(["dev", f"{scores}  (mean {self.dev['dev_mean']:.4f}, step {self.dev['step']:,})"])
         rows.append(["starts", f"{entry.starts}, the first {_ago(entry.first_started)}"])
         if entry.job:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pal_dist.core.console import listed, quoted
 from pal_dist.core.errors import UserError
 from pal_dist.tasks.metrics import Array, accuracy, f1, f1_macro, matthews, pearson, spearman
 
@@ -78,17 +79,24 @@ class Objective:
         raise NotImplementedError
 
 
+TRUTHS = {"false": 0.0, "true": 1.0}
+"""How JSON and, with a capital, Python write yes and no: labels of a binary task that names none of its own."""
+
+
 def _parse_class(text: str, names: tuple[str, ...], count: int) -> float:
     if names:
+        if text in TRUTHS and text not in names and text.capitalize() in names:
+            text = text.capitalize()  # a yaml's `[false, true]` are these names
         if text not in names:
-            raise ValueError(f"expected one of {', '.join(names)}, found {text!r}")
+            raise ValueError(f"expected one of {listed(names)}, found {quoted(text)}")
         return float(names.index(text))
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if value not in range(count):
-        raise ValueError(f"expected a whole number from 0 to {count - 1}, found {text!r}")
+        hint = " (labels true and false are those of `objective: binary`)" if text.lower() in TRUTHS else ""
+        raise ValueError(f"expected a whole number from 0 to {count - 1}, found {quoted(text)}{hint}")
     return value
 
 
@@ -150,6 +158,8 @@ class Binary(Objective):
         return _format_class(value, self.names)
 
     def parse(self, text: str) -> float:
+        if not self.names and text.lower() in TRUTHS:
+            return TRUTHS[text.lower()]
         return _parse_class(text, self.names, 2)
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -196,7 +206,7 @@ class Score(Objective):
         except ValueError:
             value = float("nan")
         if not self.low <= value <= self.high:
-            raise ValueError(f"expected a number from {self.low:g} to {self.high:g}, found {text!r}")
+            raise ValueError(f"expected a number from {self.low:g} to {self.high:g}, found {quoted(text)}")
         return value
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from pal_dist.config.schema import json_value
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring import run_files
 from pal_dist.monitoring.status import Status, status_of
+from pal_dist.tasks.confusion import Confusion
 
 MEAN = "mean"
 """The column of the mean over tasks."""
@@ -39,8 +40,8 @@ class Run:
     losses: Mapping[str, Curve]
     dev: Mapping[str, Curve]
     """Headline metric of each task, and their mean under `mean`."""
-    confusion: Mapping[int, Mapping[str, list[list[int]]]] = field(default_factory=dict)
-    """Counts [label][prediction] of each task, by step."""
+    confusion: Mapping[int, Mapping[str, Confusion]] = field(default_factory=dict)
+    """That of each task, by step."""
 
     @property
     def finished(self) -> bool:
@@ -146,7 +147,9 @@ def read_run(folder: Path) -> Run:
         if entry.get("dev"):
             for name, value in _with_mean(entry["dev"], entry["headline"], entry["dev_mean"]).items():
                 dev.setdefault(name, {})[entry["step"]] = value
-            confusion[entry["step"]] = entry.get("confusion", {})
+            confusion[entry["step"]] = {
+                task: Confusion.from_json(value) for task, value in entry.get("confusion", {}).items()
+            }
     return Run(
         folder,
         defaults | values,
