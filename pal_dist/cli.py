@@ -42,10 +42,13 @@ def default_cache() -> Path:
 
 def train(**flags: str) -> None:
     """Train a model on several tasks at once. Writes the model, its scores and its logs into --output_dir."""
-    run, origins = from_command_line(flags)
-    from pal_dist.commands.train import train as start
+    from pal_dist.core.signals import listening, stop_at_once
 
-    start(run, origins, cache_dir=default_cache())
+    with listening(stop_at_once):  # training itself hears them otherwise
+        run, origins = from_command_line(flags)
+        from pal_dist.commands.train import train as start
+
+        start(run, origins, cache_dir=default_cache())
 
 
 def plan(**flags: str) -> int:
