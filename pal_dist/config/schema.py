@@ -219,7 +219,9 @@ class TrainConfig:
     repay the time that it takes, which is said."""
 
     hang_minutes: float = setting(30.0, resumable=True, same_group=True)
-    """Several processes: minutes without progress after which every one of them ends and says where each one stood."""
+    """Several processes: most minutes without progress, after which every one of them ends and says where each one
+    stood. A step, an evaluation's batch or a saving is given ten times what the slowest has taken, and a minute at
+    least (a saving five)."""
 
     precision: Literal["auto", "fp32", "fp16", "bf16"] = setting("auto", for_saved_model=True)
     """auto: bf16 on GPUs of capability 8.0 and above, fp16 below (a T4 only emulates bf16), fp32 on a CPU."""

@@ -17,6 +17,7 @@ from pal_dist.data.batch import Batch, pack_batch
 from pal_dist.data.batching import Rows, evaluation_batches
 from pal_dist.data.token_cache import Corpus
 from pal_dist.distributed.engine import Engine
+from pal_dist.distributed.phase_limits import EVALUATION
 from pal_dist.tasks.confusion import Confusion
 from pal_dist.tasks.registry import Task
 from pal_dist.training.oom_guard import is_out_of_memory
@@ -98,7 +99,7 @@ def run_rows(
         waiting = [*[np.zeros(1, dtype=np.int64)] * (most - len(waiting)), *waiting]
     outputs_of_parts: list[tuple[Rows, NDArray[Any]]] = []
     while waiting:
-        engine.group.report_progress(f"{doing} {task.name}")
+        engine.group.report_progress(f"{doing} {task.name}", EVALUATION)
         part, failure = waiting.pop(), ""
         try:
             batch = pack_batch([(task.name, corpus.rows(part + rows.start))])
@@ -112,6 +113,7 @@ def run_rows(
                 raise DoesNotFitError(f"{doing} {task.name}: one example alone runs out of memory ({failure[:80]})")
             engine.empty_cache()
             waiting += np.array_split(part, 2)[::-1]
+    engine.group.report_progress(f"{doing} {task.name}: waiting for the other ranks")
     results = np.empty((len(rows), outputs), dtype=dtype)
     for share in engine.gather(outputs_of_parts):
         for part, values in share:
