@@ -23,7 +23,7 @@ from torch import Tensor
 from pal_dist.core.atomic_io import atomic_folder, check_room, draft_of, explain_full_disk, sync, write_json
 from pal_dist.core.checksums import SUMS_FILE, damages, sha256_of, write_sums
 from pal_dist.core.console import say
-from pal_dist.core.documents import load_mapping
+from pal_dist.core.documents import brief, load_mapping, there_is
 from pal_dist.core.errors import UserError
 from pal_dist.core.shapes import Count, read_as
 from pal_dist.distributed.engine import Engine
@@ -48,8 +48,8 @@ class SavedFiles:
     """Size of every other file, in bytes."""
     scaler: Mapping[str, float]
     """fp16's loss scale; empty in other precisions."""
-    checksums: str = ""
-    """The file that has the checksums of all of them; empty in checkpoints of before."""
+    checksums: bool = False
+    """Whether there are checksums of all of them, as checkpoints of before have not."""
 
 
 def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep: int) -> None:
@@ -75,7 +75,7 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep
         with raise_on_every_rank(engine):
             if engine.is_main:
                 sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
-                values = {**state, "scaler": engine.loss_scale_state(), "files": sizes, "checksums": SUMS_FILE}
+                values = {**state, "scaler": engine.loss_scale_state(), "files": sizes, "checksums": True}
                 write_json(draft / STATE_FILE, values)
                 write_sums(draft, {**sums, STATE_FILE: sha256_of(draft / STATE_FILE)})
             writing.close()  # puts the folder in its place
@@ -126,13 +126,15 @@ def find_damage(path: Path) -> str | None:
         if path.name != f"step-{state.step:08d}":
             return f"{STATE_FILE} is of step {state.step:,}"
         for name, size in saved.files.items():
+            if not there_is(path / name):
+                return f"{brief(name)[1:-1]} is missing"
             size_now = (path / name).stat().st_size
             if size_now != size:
                 return f"{name} has {size_now:,} bytes, expected {size:,}"
             with safe_open(path / name, framework="pt") as file:
                 file.keys()
-        if saved.checksums and not (path / saved.checksums).is_file():
-            return f"{saved.checksums} is missing"
+        if saved.checksums and not (path / SUMS_FILE).is_file():
+            return f"{SUMS_FILE} is missing"
         return next(damages(path, [*saved.files, STATE_FILE]), None)
     except (OSError, UserError, SafetensorError) as error:
         return "; ".join(str(error).splitlines())
