@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -278,12 +277,4 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Every value by section and name, such as JSON can hold; `resolve.run_from_dict` is the inverse."""
-        return {
-            section: {name: json_value(value) for name, value in values.items()}
-            for section, values in asdict(self).items()
-        }
-
-
-def json_value(value: Any) -> Any:
-    """A setting's value; a number without bound, which JSON does not have, as text: `inf`."""
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
+        return asdict(self)

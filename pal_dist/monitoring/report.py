@@ -19,6 +19,7 @@ from pal_dist.core.extras import cure, has_library
 from pal_dist.monitoring import run_files
 from pal_dist.monitoring.by_task import losses_text, scores_text
 from pal_dist.monitoring.images import confusion_image, cosine_image
+from pal_dist.monitoring.run_records import read_metrics
 from pal_dist.monitoring.status_file import StatusFile
 from pal_dist.tasks.confusion import Confusion
 
@@ -68,7 +69,7 @@ class RunReport(Report):
         )
         self.metrics_file = folder / run_files.METRICS
         if self.metrics_file.is_file():
-            entries = [entry for entry in run_files.read_metrics(folder) if entry["step"] <= step]
+            entries = [entry for entry in read_metrics(folder) if entry["step"] <= step]
             write_text(self.metrics_file, "".join(to_json(entry) + "\n" for entry in entries))
         self.confusions: dict[str, Any] = {}  # of the evaluation that is being made
         self.last_plain_line = 0.0

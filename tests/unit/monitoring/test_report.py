@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pal_dist.monitoring import run_files
 from pal_dist.monitoring.report import RunReport
-from pal_dist.monitoring.run_files import read_metrics
+from pal_dist.monitoring.run_records import read_metrics
 from pal_dist.tasks.confusion import Confusion
 from tests.support.hidden_libraries import hide_libraries
 

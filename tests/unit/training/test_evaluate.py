@@ -27,7 +27,7 @@ def engine_of_one() -> Any:
     return SimpleNamespace(
         rank=0,
         ranks=1,
-        group=SimpleNamespace(report_progress=lambda _: None),
+        group=SimpleNamespace(report_progress=lambda *_: None),
         to_device=lambda batch: batch,
         gather=lambda item: [item],
         empty_cache=lambda: None,
