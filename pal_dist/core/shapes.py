@@ -1,6 +1,7 @@
 """Whether plain values, as a file of JSON or yaml gives them, have the types that a dataclass says of them.
 
-Strict: a boolean is no number, `5` is no text, a number is finite, a whole number has 64 bits. A few lines, where a
+Strict: a boolean is no number, `5` is no text, a number is finite (as float32 has it), a whole number has
+64 bits. A few lines, where a
 library that does it would add its own start to every `pal-dist status`.
 """
 
@@ -25,6 +26,9 @@ Count = Annotated[int, COUNT]
 """A whole number from 0 on."""
 
 MAPPINGS, LISTS, UNIONS = (dict, Mapping), (list, Sequence), (Union, types.UnionType)
+
+LARGEST_FLOAT = 3.4e38
+"""What float32 holds: no loss, score or time is beyond it, and squares of such numbers are still numbers."""
 
 T = TypeVar("T")
 
@@ -67,7 +71,12 @@ def mismatches(value: Any, kind: Any, name: str = "") -> Iterator[str]:
         for number, each in enumerate(value):
             yield from mismatches(each, get_args(form)[0], f"{name}[{number}]")
     elif not _is(value, kind):
-        yield f"{f'`{name}` must be' if name else 'expected'} {describe(kind)}, found {brief(value)}"
+        yield _says(name, kind, value)
+
+
+def _says(name: str, kind: Any, value: Any) -> str:
+    must = f"`{brief(name)[1:-1]}` must be" if name else "expected"
+    return f"{must} {describe(kind)}, found {brief(value)}"
 
 
 def _form_of(kind: Any, value: Any) -> Any:
@@ -84,7 +93,7 @@ def _form_of(kind: Any, value: Any) -> Any:
 
 def _field_mismatches(value: Any, kind: Any, name: str) -> Iterator[str]:
     if not isinstance(value, Mapping):
-        yield f"{f'`{name}` must be' if name else 'expected'} {describe(kind)}, found {brief(value)}"
+        yield _says(name, kind, value)
         return
     hints = _hints(kind)
     for field in fields(kind):
@@ -116,8 +125,8 @@ def _is(value: Any, kind: Any) -> bool:
         return any(value == option and type(value) is type(option) for option in get_args(kind))
     if kind in (int, float):
         number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        bounded = not isinstance(value, int) or LEAST_INTEGER <= value <= LARGEST_INTEGER
-        return number and bounded and math.isfinite(value)
+        low, high = (LEAST_INTEGER, LARGEST_INTEGER) if isinstance(value, int) else (-LARGEST_FLOAT, LARGEST_FLOAT)
+        return number and low <= value <= high
     return isinstance(kind, type) and get_origin(kind) is None and isinstance(value, kind)
 
 
@@ -133,5 +142,5 @@ def describe(kind: Any) -> str:
         return " or ".join(describe(option) for option in get_args(kind))
     if origin is not None or is_dataclass(kind):
         return "a list" if origin in LISTS else "a mapping"
-    words = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
+    words = {int: "a whole number", float: "a finite number (of float32)", str: "text", bool: "true or false"}
     return words.get(kind, "none")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from pal_dist.tasks.confusion import Confusion
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
 PLAIN_SECONDS = 10.0
 """Least time between two progress lines where the output is no terminal."""
 
@@ -38,7 +41,13 @@ class Report:
     def progress(self, step: int, total: int, entry: Mapping[str, Any]) -> None: ...
 
     def evaluation(
-        self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float, *, headline: Mapping[str, str]
+        self,
+        step: int,
+        metrics: Mapping[str, Mapping[str, float]],
+        mean: float,
+        *,
+        headline: Mapping[str, str],
+        untold: Mapping[str, str] = NOTHING,
     ) -> None: ...
 
     def confusion(self, step: int, task: str, confusion: Confusion) -> None: ...
@@ -108,17 +117,24 @@ class RunReport(Report):
             self.last_plain_line = now
 
     def evaluation(
-        self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float, *, headline: Mapping[str, str]
+        self,
+        step: int,
+        metrics: Mapping[str, Mapping[str, float]],
+        mean: float,
+        *,
+        headline: Mapping[str, str],
+        untold: Mapping[str, str] = NOTHING,
     ) -> None:
-        """`headline` names the metric by which each task is judged."""
+        """`headline` names the metric by which each task is judged; `untold` says why a task has one that is NaN."""
         entry = {"step": step, "dev": metrics, "headline": headline, "dev_mean": mean, "confusion": self.confusions}
-        self._record(entry)
+        self._record({**entry, "untold": untold} if untold else entry)
         self.confusions = {}
         for task, values in metrics.items():
             for name, value in values.items():
                 self.writer.add_scalar(f"dev_{name}/{task}", value, step)
         self.writer.add_scalar("dev_mean", mean, step)
         self.say(f"step {step}: dev mean {mean:.4f}   {scores_text(metrics, headline)}")
+        self.say(*(f"note: {task} is not counted where it cannot be told: {reason}" for task, reason in untold.items()))
 
     def confusion(self, step: int, task: str, confusion: Confusion) -> None:
         """That of a task's dev split; to be called before the evaluation that it belongs to."""

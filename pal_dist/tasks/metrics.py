@@ -57,6 +57,13 @@ def pearson(predictions: Array, labels: Array) -> float:
     return float((a * b).sum() / scale) if scale else float("nan")
 
 
+def why_no_correlation(labels: Array) -> str:
+    """In words, where `pearson` or `spearman` was NaN."""
+    if len(np.unique(labels)) < 2:
+        return f"all {len(labels):,} labels are {labels[0]:g}; a correlation needs labels that differ"
+    return "all predictions are the same; a correlation needs predictions that differ"
+
+
 def spearman(predictions: Array, labels: Array) -> float:
     """Pearson correlation of the ranks, ties sharing their mean rank."""
     return pearson(_ranks(predictions), _ranks(labels))

@@ -69,9 +69,13 @@ class RunState:
         self.best_each |= {task: {"step": self.step, "value": headline[task]} for task in improved}
         return improved
 
+    def has_best(self, task: str) -> bool:
+        """Whether the task was ever judged by a score that is a number."""
+        return task in self.best_each and not math.isnan(self.best_each[task]["value"])
+
     def mean_of_bests(self) -> float:
         """Mean of the tasks' best headline metrics, of whatever steps; NaN where there is none."""
-        values = [best["value"] for best in self.best_each.values()]
+        values = [best["value"] for task, best in self.best_each.items() if self.has_best(task)]
         return sum(values) / len(values) if values else math.nan
 
 

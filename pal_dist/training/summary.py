@@ -10,6 +10,7 @@ import psutil
 from pal_dist import __version__
 from pal_dist.core.console import duration, listed, table
 from pal_dist.monitoring import run_files
+from pal_dist.training.dev_metrics import untold
 from pal_dist.training.run import Run
 
 LOOKED_AT = 50
@@ -117,9 +118,11 @@ def collect_results(run: Run) -> dict[str, Any]:
     Scores are those of the kept model: the one with the best dev mean, or of its parts, each task's at its own best.
     """
     state = run.state
+    reasons = untold(run, state.best_metrics)
     return {
         "dev": state.best_metrics,
         "headline": {task.name: task.metric for task in run.tasks},
+        **({"untold": reasons} if reasons else {}),
         "dev_mean": state.best_mean,
         "best_step": state.best_step,
         "best_each": state.best_each,

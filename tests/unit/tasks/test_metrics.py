@@ -47,6 +47,11 @@ def test_score_metrics() -> None:
     assert metrics.spearman(predictions, labels) == pytest.approx(rank)
 
 
+def test_why_a_correlation_cannot_be_told() -> None:
+    assert metrics.why_no_correlation(np.full(3, 3.0)) == "all 3 labels are 3; a correlation needs labels that differ"
+    assert "all predictions are the same" in metrics.why_no_correlation(np.array([1.0, 2.0]))
+
+
 def test_constant_predictions_are_said_as_they_are() -> None:
     labels = np.array([0.0, 1.0, 2.0])
     assert np.isnan(metrics.pearson(np.ones(3), labels))
