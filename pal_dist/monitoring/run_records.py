@@ -53,6 +53,14 @@ class LogEntry:
 
 
 @dataclass(frozen=True)
+class ConfusionRecord:
+    """Counts of which the rows and columns have names."""
+
+    classes: Sequence[str]
+    counts: Sequence[Sequence[Count]]
+
+
+@dataclass(frozen=True)
 class EvaluationEntry:
     """An evaluation's entry of `metrics.jsonl`."""
 
@@ -60,7 +68,8 @@ class EvaluationEntry:
     dev: Mapping[str, Mapping[str, Score]]
     headline: Mapping[str, str]
     dev_mean: Score
-    confusion: Mapping[str, Sequence[Sequence[Count]]] = field(default_factory=dict)
+    confusion: Mapping[str, ConfusionRecord | Sequence[Sequence[Count]]] = field(default_factory=dict)
+    """Of each task, as `Confusion.to_json` has it."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,7 @@ def _entry_of(line: bytes) -> dict[str, Any] | str:
         return f"expected a mapping, found {brief(entry)}"
     entry = _as_today(entry)
     kind = EvaluationEntry if "dev" in entry else LogEntry
-    problem = next(mismatches(entry, kind), None) or _problem_of_headline(entry)
+    problem = next(mismatches(entry, kind), None) or _problem_of_headline(entry) or _problem_of_confusion(entry)
     return problem or _null_as_nan(entry)
 
 
@@ -174,6 +183,16 @@ def _problem_of_headline(entry: Mapping[str, Any]) -> str | None:
     for task, metric in entry.get("headline", {}).items():
         if task in entry["dev"] and metric not in entry["dev"][task]:
             return f"`headline.{task}` is {metric!r}, of which `dev` has no value"
+    return None
+
+
+def _problem_of_confusion(entry: Mapping[str, Any]) -> str | None:
+    """Each has as many columns as rows."""
+    for task, value in entry.get("confusion", {}).items():
+        counts = value["counts"] if isinstance(value, dict) else value
+        size = len(value["classes"]) if isinstance(value, dict) else len(counts)
+        if len(counts) != size or any(len(row) != size for row in counts):
+            return f"`confusion.{task}` has rows of other lengths than {size}"
     return None
 
 
