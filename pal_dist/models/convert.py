@@ -20,6 +20,7 @@ from pal_dist.core.atomic_io import atomic_folder
 from pal_dist.core.documents import load_mapping
 from pal_dist.core.errors import UserError
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
+from pal_dist.models.pretrained import check_encoder_config
 from pal_dist.tasks.registry import resolve_tasks, task_to_dict
 
 AUTHORS_HEADS = 6
@@ -143,6 +144,7 @@ def convert_files(checkpoint: Path, bert_config: Path, tasks: list[str], output:
     resolved = resolve_tasks(tasks)
     converted = convert_state_dict(state, [task.name for task in resolved])
     theirs = load_mapping(bert_config)
+    check_encoder_config(theirs, bert_config)
     options = {
         name: theirs[name] for name in theirs if name in MultiTaskBertConfig().to_dict() and name != "model_type"
     }

@@ -310,7 +310,13 @@ def check_model_options(name: str, encoder: dict[str, Any], options: ModelConfig
 def model_config(
     encoder: dict[str, Any], tasks: tuple[Task, ...], options: ModelConfig, max_length: int
 ) -> MultiTaskBertConfig:
-    """The model's config for these tasks on an encoder of this config.json."""
+    """The model's config for these tasks on an encoder of this config.json.
+
+    Raises UserError for a task whose name a model cannot give to its parts.
+    """
+    for task in tasks:
+        if hasattr(nn.ModuleDict(), task.name):
+            raise UserError(f"task `{task.name}`: PyTorch's modules have something of this name; give it another")
     foreign = {"architectures", "model_type", "transformers_version", "dtype", "torch_dtype"}
     fields = BertConfig().to_dict().keys() - foreign
     shared = {name: value for name, value in encoder.items() if name in fields}

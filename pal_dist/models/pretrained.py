@@ -129,10 +129,15 @@ def read_model_config(folder: Path) -> dict[str, Any]:
             f"{path}: expected a BERT (`model_type` {BERT!r}, or {PAL_BERT!r} for a model of pal-dist), found "
             f"{brief(kind)}"
         )
+    check_encoder_config(config, path)
+    return dict(config)
+
+
+def check_encoder_config(config: dict[str, Any], path: Path) -> None:
+    """Raises UserError for a value that no encoder has; `path` is the file that says it."""
     problems = list(mismatches(config, EncoderConfig))
     if problems:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
-    return dict(config)
 
 
 def _download(name: str) -> Path:
