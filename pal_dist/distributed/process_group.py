@@ -139,14 +139,19 @@ class ProcessGroup:
         return max(int(other[1]) for other in seen)
 
     def start_watchdog(self, hang_seconds: float) -> None:
-        """Begin to watch the other ranks and to be watched; `hang_seconds` without progress end the run."""
+        """Begin to watch the other ranks and to be watched; `hang_seconds` without progress, or what was
+        learned of the phase, end the run."""
         if self.ranks > 1:
             self.watchdog = Watchdog(self.store, self.rank, self.ranks, hang_seconds)
 
-    def report_progress(self, doing: str) -> None:
-        """What this rank is doing now, for the others to name if it stops."""
+    def report_progress(self, doing: str, phase: str = "") -> None:
+        """What this rank is doing now, for the others to name if it stops.
+
+        Args:
+            phase: what it is one of; how long one may take is learned from those before. Empty: `--hang_minutes`.
+        """
         if self.watchdog is not None:
-            self.watchdog.doing, self.watchdog.last_progress = doing, time.monotonic()
+            self.watchdog.progress(doing, phase)
 
     @contextmanager
     def explain_lost_ranks(self) -> Iterator[None]:
