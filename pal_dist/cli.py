@@ -6,7 +6,6 @@ The only room that reads the command line and the environment's folders, and pri
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from pathlib import Path
@@ -28,11 +27,9 @@ from pal_dist.commands.options import (
 from pal_dist.commands.verb import Verb, refuse_others
 from pal_dist.config.resolve import from_command_line
 from pal_dist.core.console import say
-from pal_dist.core.documents import brief
 from pal_dist.core.errors import DoesNotFitError, RankLostError, StoppedError, UserError
 from pal_dist.core.exit_codes import exit_code_for_launcher
 from pal_dist.core.suggest import did_you_mean
-from pal_dist.core.whole_numbers import is_count
 
 DIFFERS_FROM_PLAN = 4
 """Exit code of `profile` where the memory measured is not the memory planned."""
@@ -45,13 +42,10 @@ def default_cache() -> Path:
 
 def train(**flags: str) -> None:
     """Train a model on several tasks at once. Writes the model, its scores and its logs into --output_dir."""
-    from pal_dist.core.signals import listening, stop_at_once
+    run, origins = from_command_line(flags)
+    from pal_dist.commands.train import train as start
 
-    with listening(stop_at_once):  # training itself hears them otherwise
-        run, origins = from_command_line(flags)
-        from pal_dist.commands.train import train as start
-
-        start(run, origins, cache_dir=default_cache())
+    start(run, origins, cache_dir=default_cache())
 
 
 def plan(**flags: str) -> int:
@@ -98,7 +92,7 @@ def profile(**flags: str) -> int:
     """Measure a few steps on the largest micro-batch against the plan; exit code 4 where they differ."""
     flags.setdefault("output_dir", "runs/profile")
     tokens = flags.pop("force_tokens", None)
-    if tokens is not None and not is_count(tokens):
+    if tokens is not None and not tokens.isdigit():
         raise UserError(f"--force_tokens takes a whole number; found {tokens!r}")
     run, origins = from_command_line(flags)
     from pal_dist.commands.memory_check import check_memory
@@ -224,11 +218,6 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):  # no file of ours has such a name
-            raise
-        say(f"pal-dist: {brief(error.filename)}: {error.strerror}; expected the path of a file or folder")
-        exit_code = UserError.exit_code
     except KeyboardInterrupt:
         say("\npal-dist: interrupted; run the same command again to resume from the last checkpoint")
         exit_code = 130

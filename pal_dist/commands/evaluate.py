@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from pal_dist.commands.saved_model import load_split, model_from_flags, predict_split
 from pal_dist.core.atomic_io import to_json
 from pal_dist.core.console import say, table
-from pal_dist.tasks.metrics import why_no_correlation
 from pal_dist.training.saved_model import SavedModel
 
 
@@ -42,9 +38,6 @@ def evaluate(name: str | None, flags: Mapping[str, str], *, cache_dir: Path) -> 
 def score_split(saved_model: SavedModel, names: Sequence[str] | None, split: str) -> dict[str, dict[str, float]]:
     """{task: {metric: value}} of a whole split, for the named tasks or all that have the file. Raises UserError."""
     corpora = load_split(saved_model, names, split, labelled=True)
-    scores = {}
-    for task, corpus in corpora.items():
-        scores[task] = predict_split(saved_model, saved_model.tasks[task], corpus).metrics()
-        if saved_model.engine.is_main and any(map(math.isnan, scores[task].values())):
-            say(f"note: {task} has a metric that cannot be told: {why_no_correlation(np.asarray(corpus.labels))}")
-    return scores
+    return {
+        task: predict_split(saved_model, saved_model.tasks[task], corpus).metrics() for task, corpus in corpora.items()
+    }

@@ -18,7 +18,6 @@ from pal_dist.commands.options import LAUNCH_OPTIONS
 from pal_dist.config.resolve import from_command_line
 from pal_dist.core.console import say
 from pal_dist.core.errors import DoesNotFitError, UserError
-from pal_dist.core.whole_numbers import is_count
 from pal_dist.distributed.strategy import folder_of, read_strategy
 
 PLACES = ("slurm", "local", "kubernetes", "skypilot")
@@ -96,7 +95,7 @@ def read_launch(arguments: Sequence[str], environment: Mapping[str, str]) -> Lau
 def _request(options: Mapping[str, str], command: list[str], environment: Mapping[str, str]) -> LaunchRequest:
     """Raises UserError for a value that an option does not take, and for options that do not go together."""
     for name in ("nodes", "gpus_per_node", "processes"):
-        if name in options and not is_count(options[name]) and (name != "gpus_per_node" or options[name] != "0"):
+        if name in options and (not options[name].isdigit() or (name != "gpus_per_node" and options[name] == "0")):
             raise UserError(f"--{name} takes a whole number; found {options[name]!r}")
     on = options.get("on", "slurm" if shutil.which("sbatch") else "local")
     if on not in PLACES:
@@ -119,20 +118,13 @@ def _request(options: Mapping[str, str], command: list[str], environment: Mappin
         strategy=strategy,
         gpu=options.get("gpu"),
         plan=options.get("plan", "auto") != "off",
-        extra=_words(options.get("extra", "")),
+        extra=shlex.split(options.get("extra", "")),
         name=options.get("name", "pal-dist"),
         image=options.get("image"),
         claim=options.get("claim"),
         dry_run=options.get("dry_run", "false").lower() == "true",
         environment=environment,
     )
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"--extra takes words as a shell reads them; found {text!r} ({error})") from None
 
 
 def check_fits(request: LaunchRequest, cache_dir: Path) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from pal_dist.config.schema import RunConfig
 from pal_dist.core.errors import UserError
-from pal_dist.core.whole_numbers import is_count
 from pal_dist.data.sampling import Sampling
 from pal_dist.data.tokenizer import load_tokenizer
 from pal_dist.distributed.compatibility import check_compatible
@@ -107,7 +106,7 @@ def request_from_flags(run: RunConfig, origins: dict[str, str], options: Mapping
 
 def _whole_number(name: str, options: Mapping[str, str]) -> int:
     text = options.get(name, "1")
-    if not is_count(text):
+    if not text.isdigit() or int(text) < 1:
         raise UserError(f"--{name} takes a whole number from 1; found {text!r}")
     return int(text)
 

@@ -64,8 +64,6 @@ def load_split(
         saved_model.config, tuple(having), split, saved_model.paths, saved_model.tokenizer, labelled=labelled
     )
     for corpus in corpora.values():
-        for line in corpus.report.notes():
-            say(f"note: {line}")
         for line in corpus.report.lines():
             say(f"warning: {line}")
     return corpora

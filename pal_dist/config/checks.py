@@ -6,11 +6,8 @@ distributed/precision.py, models/multi_task.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
-
-from pal_dist.core.whole_numbers import is_count
 
 if TYPE_CHECKING:
     from pal_dist.config.schema import RunConfig
@@ -77,19 +74,6 @@ def _above_zero(config: RunConfig) -> Iterator[str]:
         yield f"--hang_minutes must be above 0; found {config.train.hang_minutes}"
 
 
-def _not_infinite(config: RunConfig) -> Iterator[str]:
-    numbers = {
-        "learning_rate": config.optimizer.learning_rate,
-        "weight_decay": config.optimizer.weight_decay,
-        "max_gradient_norm": config.optimizer.max_gradient_norm,
-        "hang_minutes": config.train.hang_minutes,
-    }
-    for name, number in numbers.items():
-        if number == math.inf:  # (nan and minus infinity break the rules above)
-            cure = "; write 0, which never scales gradients down" if name == "max_gradient_norm" else ""
-            yield f"--{name} must be finite; found {number}{cure}"
-
-
 def _gradient_conflict(config: RunConfig) -> Iterator[str]:
     if config.balance.conflict == "none":
         return
@@ -121,9 +105,9 @@ def _memory(config: RunConfig) -> Iterator[str]:
 
 def _evaluation_and_saving(config: RunConfig) -> Iterator[str]:
     train = config.train
-    if train.evaluate_every not in ("epoch", "none") and not is_count(train.evaluate_every):
+    if train.evaluate_every not in ("epoch", "none") and not _is_count(train.evaluate_every):
         yield f"--evaluate_every takes a number of steps, `epoch` or `none`; found {train.evaluate_every!r}"
-    if train.save_every != "evaluation" and not is_count(train.save_every.removesuffix("m")):
+    if train.save_every != "evaluation" and not _is_count(train.save_every.removesuffix("m")):
         yield f"--save_every takes a number of steps, minutes (15m), or `evaluation`; found {train.save_every!r}"
     if train.keep_best == "parts" and train.mode != "pretrain":
         yield (
@@ -134,6 +118,10 @@ def _evaluation_and_saving(config: RunConfig) -> Iterator[str]:
         yield "--patience counts evaluations, and --evaluate_every none makes none: drop one of them"
 
 
+def _is_count(text: str) -> bool:
+    return text.isdigit() and int(text) > 0
+
+
 RULES: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _least_values,
     _gradient_conflict,
@@ -141,7 +129,6 @@ RULES: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _shares,
     _above_zero,
     _not_negative,
-    _not_infinite,
     _memory,
     _evaluation_and_saving,
 )

@@ -17,10 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pal_dist.config.recipes import flatten_sections, read_recipe, read_settings
 from pal_dist.config.schema import RunConfig, SettingUse
-from pal_dist.core.documents import brief
 from pal_dist.core.errors import UserError
 from pal_dist.core.suggest import did_you_mean
-from pal_dist.core.whole_numbers import whole_number
 
 
 @dataclass(frozen=True)
@@ -96,33 +94,26 @@ def format_value(value: Any) -> str:
 
 
 def coerce(value: Any, kind: Any) -> Any:
-    """A value from the command line (text) or a yaml (already typed) as the field's type.
-
-    Raises ValueError, or OverflowError for a whole number of more than 64 bits.
-    """
+    """A value from the command line (text) or a yaml (already typed) as the field's type. Raises ValueError."""
     if get_origin(kind) in (Union, types.UnionType):
         options = get_args(kind)
-        if type(None) in options and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
+        if type(None) in options and (value is None or str(value).lower() in ("none", "null")):
             return None
         return coerce(value, next(option for option in options if option is not type(None)))
     if get_origin(kind) is Literal:
         if value in get_args(kind):
             return value
     elif get_origin(kind) is tuple:
-        parts = map(_text, value if isinstance(value, (list, tuple)) else _text(value).split(","))
-        return tuple(coerce(part.strip(), get_args(kind)[0]) for part in parts if part.strip())
+        parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+        return tuple(coerce(part, get_args(kind)[0]) for part in (str(part).strip() for part in parts) if part)
     elif kind is str:
-        return _text(value)
-    elif isinstance(value, (str, int, float)) and not isinstance(value, bool):  # True is no number here
-        return float(value) if kind is float else whole_number(str(value))
-    raise ValueError
-
-
-def _text(value: Any) -> str:
-    """A text, a path, or a whole number where a text is wanted: `save_every: 100`. What else yaml takes for a value,
-    such as 1.50 or true, may have been meant otherwise than it would be written. Raises ValueError."""
-    if isinstance(value, (str, Path)) or (isinstance(value, int) and not isinstance(value, bool)):
         return str(value)
+    elif not isinstance(value, bool):  # int and float; True is no number here
+        number = float(value)
+        if kind is float:
+            return number
+        if number.is_integer():
+            return int(number)
     raise ValueError
 
 
@@ -133,11 +124,7 @@ def from_command_line(flags: Mapping[str, Any]) -> tuple[RunConfig, dict[str, st
 
 
 def resolve(
-    flags: Mapping[str, Any],
-    file: str | None = None,
-    recipe: str | None = None,
-    *,
-    flags_origin: str = "command line",
+    flags: Mapping[str, Any], file: str | None = None, recipe: str | None = None
 ) -> tuple[RunConfig, dict[str, str]]:
     """Defaults < recipe < config file < flags -> the run and, for each field, where its value came from.
 
@@ -147,11 +134,8 @@ def resolve(
     origins = dict.fromkeys(values, "default")
     problems: list[str] = []
     layers = [(f"recipe {recipe}", read_recipe(recipe).settings)] if recipe else []
-    if file:
-        layers.append(
-            (f"file {file}", flatten_sections(read_settings(Path(file), f"--config {file}"), f"--config {file}"))
-        )
-    for origin, layer in [*layers, (flags_origin, dict(flags))]:
+    layers += [(f"file {file}", flatten_sections(read_settings(Path(file), f"--config {file}")))] if file else []
+    for origin, layer in [*layers, ("command line", dict(flags))]:
         for name, value in layer.items():
             if name not in values:
                 hint = did_you_mean(name, values, before="--", otherwise="`pal-dist train --help` lists all")
@@ -161,10 +145,8 @@ def resolve(
             try:
                 values[name] = coerce(value, kind)
                 origins[name] = origin
-            except ValueError:
-                problems.append(f"--{name} takes {describe(kind)}; found {brief(value)} ({origin})")
-            except OverflowError as error:
-                problems.append(f"--{name} takes {describe(kind)}: {error} ({origin})")
+            except (ValueError, TypeError):
+                problems.append(f"--{name} takes {describe(kind)}; found {value!r} ({origin})")
     if problems:
         raise UserError("\n".join(problems))
     sections: dict[str, dict[str, Any]] = {}
@@ -174,7 +156,7 @@ def resolve(
     return RunConfig(**{section: hints[section](**entries) for section, entries in sections.items()}), origins
 
 
-def run_from_dict(sections: Mapping[str, Mapping[str, Any]], *, origin: str = "command line") -> RunConfig:
-    """The inverse of `RunConfig.to_dict`, as written beside a run; `origin` says where it was written."""
+def run_from_dict(sections: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """The inverse of `RunConfig.to_dict`, as written beside a run."""
     flags = {name: value for section in sections.values() for name, value in section.items()}
-    return resolve(flags, flags_origin=origin)[0]
+    return resolve(flags)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -218,9 +219,7 @@ class TrainConfig:
     repay the time that it takes, which is said."""
 
     hang_minutes: float = setting(30.0, resumable=True, same_group=True)
-    """Several processes: most minutes without progress, after which every one of them ends and says where each one
-    stood. A step, an evaluation's batch or a saving is given ten times what the slowest has taken, and a minute at
-    least (a saving five)."""
+    """Several processes: minutes without progress after which every one of them ends and says where each one stood."""
 
     precision: Literal["auto", "fp32", "fp16", "bf16"] = setting("auto", for_saved_model=True)
     """auto: bf16 on GPUs of capability 8.0 and above, fp16 below (a T4 only emulates bf16), fp32 on a CPU."""
@@ -277,4 +276,12 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Every value by section and name, such as JSON can hold; `resolve.run_from_dict` is the inverse."""
-        return asdict(self)
+        return {
+            section: {name: json_value(value) for name, value in values.items()}
+            for section, values in asdict(self).items()
+        }
+
+
+def json_value(value: Any) -> Any:
+    """A setting's value; a number without bound, which JSON does not have, as text: `inf`."""
+    return str(value) if isinstance(value, float) and math.isinf(value) else value

@@ -150,20 +150,6 @@ def _finite(content: Any) -> Any:
     return content
 
 
-def make_folder(folder: Path, cure: str) -> None:
-    """Make the folder and those above it, where they are not there yet.
-
-    Args:
-        cure: what to do where that cannot be.
-
-    Raises UserError.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); {cure}") from None
-
-
 @contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
     """Turn `no space left` from Python or from a library's own writer into an error a person can act on."""

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pal_dist.config.schema import RunConfig
-from pal_dist.core.console import MOST_LISTED
 from pal_dist.core.units import ceil_div
 
 
@@ -104,11 +103,6 @@ class Sampling:
         examples = sum((self.counts(step) for step in range(counted_steps)), np.zeros(len(names), np.int64))
         passes_by_task = examples * self.steps_per_epoch / counted_steps / np.array(self.sizes)
         passes = ", ".join(f"{name} {count:.2f}" for name, count in zip(names, passes_by_task, strict=True))
-        if len(names) > MOST_LISTED:
-            least, most = int(passes_by_task.argmin()), int(passes_by_task.argmax())
-            passes = (
-                f"from {passes_by_task[least]:.2f} ({names[least]}) to {passes_by_task[most]:.2f} ({names[most]}) times"
-            )
         why = f"that serve as many examples as the training files hold together ({sum(self.sizes):,})"
         if self.epoch_steps:
             why = f"as given ({self.epoch_steps * self.examples_per_step:,} examples)"

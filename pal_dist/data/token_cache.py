@@ -26,23 +26,14 @@ from pal_dist.core.atomic_io import atomic_folder, explain_full_disk, write_json
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.data.batch import TextRows
-from pal_dist.data.layout import Layout, layout_of
-from pal_dist.data.readers import BadRow, Example, read_rows, require_file
+from pal_dist.data.readers import BadRow, Example, read_rows
 from pal_dist.tasks.registry import Task, task_to_dict
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-CACHE_FORMAT = 2
-"""Raised when the files below change their meaning, or a file that was read is now refused; older caches are then
-rebuilt."""
-
-READING = {"table": 1, "JSON lines": 2}
-"""Raised when rows of this layout are read otherwise than before: their tokens are others, so it is another corpus,
-with which no run of before is resumed. (2: numbers in the file's own digits, `true` for what was `True`.)"""
-
-CACHE_SUFFIX = f"-v{CACHE_FORMAT}"
-"""Of a cache's folder. What stands before it is the corpus's key: task, split and hash of everything that made it."""
+CACHE_FORMAT = 1
+"""Raised when the files below change their meaning; older caches are then rebuilt."""
 
 ROWS_PER_CHUNK = 2048
 """Rows tokenised at a time: enough to keep all cores busy, little enough to hold in memory."""
@@ -69,12 +60,6 @@ class ReadingReport:
     """(line, reason) of the first MOST_NAMED_BAD_ROWS."""
     truncated: int
     """Examples longer than max_length, cut to it."""
-    read_as: str
-    """What of the file's layout is not as usual, in words; empty where all is."""
-
-    def notes(self) -> Iterator[str]:
-        if self.read_as:
-            yield f"{self.file}: {self.read_as}"
 
     def lines(self) -> Iterator[str]:
         for line, reason in self.named_bad_rows:
@@ -87,7 +72,7 @@ class Corpus:
     """The examples of one split of one task, memory-mapped."""
 
     def __init__(self, folder: Path, file: Path):
-        self.folder, self.key = folder, folder.name.removesuffix(CACHE_SUFFIX)
+        self.folder, self.key = folder, folder.name  # task, split and hash of everything that made this corpus
         meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         report = meta["report"]
         bad_rows = tuple(map(tuple, report["named_bad_rows"]))
@@ -144,10 +129,7 @@ def load_corpus(
         raise UserError(f"task `{task.name}` has no `{split}` file; it has {', '.join(task.files)}")
     path = data_dir / name
     settings = {"max_length": max_length, "max_characters": max_characters, "bad_rows": bad_rows, "labelled": labelled}
-    require_file(path, task)
-    layout = layout_of(path, task, labelled=labelled)
-    key = f"{task.name}-{split}-{_corpus_hash(path, task, tokenizer, settings, layout)}"
-    folder = cache_dir / f"{key}{CACHE_SUFFIX}"
+    folder = cache_dir / f"{task.name}-{split}-{_corpus_hash(path, task, tokenizer, settings)}"
     if not folder.is_dir():
         with explain_full_disk(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True)
@@ -155,31 +137,32 @@ def load_corpus(
             if not folder.is_dir():
                 rows = read_rows(path, task, labelled=labelled, max_characters=max_characters)
                 title = f"tokenising {path.name}" if progress else None
-                _build(folder, _UsableRows(rows, path, bad_rows, layout.told), tokenizer, max_length, title=title)
+                _build(folder, _UsableRows(rows, path, bad_rows), tokenizer, max_length, title=title)
     return Corpus(folder, path)
 
 
-def _corpus_hash(path: Path, task: Task, tokenizer: Tokenizer, settings: dict[str, Any], layout: Layout) -> str:
+def _corpus_hash(path: Path, task: Task, tokenizer: Tokenizer, settings: dict[str, Any]) -> str:
     """Of everything that makes a corpus."""
     recipe = {
         **settings,
-        "format": READING["JSON lines" if layout.is_json else "table"],
+        "format": CACHE_FORMAT,
         "file": path.name,
         "task": task_to_dict(task),
         "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
     }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
+    if path.is_file():  # a missing file is named by the reader
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
     return digest.hexdigest()[:24]
 
 
 class _UsableRows:
     """The usable examples among rows; counts the others or stops at one, as the policy says."""
 
-    def __init__(self, rows: Iterable[Example | BadRow], path: Path, policy: str, read_as: str):
-        self.rows, self.path, self.policy, self.read_as = rows, path, policy, read_as
+    def __init__(self, rows: Iterable[Example | BadRow], path: Path, policy: str):
+        self.rows, self.path, self.policy = rows, path, policy
         self.named_bad_rows: list[tuple[int, str]] = []
         self.bad_rows = 0
 
@@ -211,20 +194,18 @@ def _build(folder: Path, examples: _UsableRows, tokenizer: Tokenizer, max_length
                 }
                 count, truncated = _write_arrays(files, examples, tokenizer, dtype, title)
             if not count:
-                raise UserError(_nothing_usable(examples))
-            named = tuple(examples.named_bad_rows)
-            report = ReadingReport(str(examples.path), count, examples.bad_rows, named, truncated, examples.read_as)
+                raise UserError(
+                    f"{examples.path}: no usable row among {examples.bad_rows}; the first: "
+                    f"{examples.named_bad_rows[:1]}"
+                )
+            report = ReadingReport(
+                str(examples.path), count, examples.bad_rows, tuple(examples.named_bad_rows), truncated
+            )
             write_json(draft / META_FILE, {"token_dtype": dtype, "report": asdict(report)})
     finally:
         tokenizer.no_truncation()
     if title:
         say(f"{title}: {count:,} rows in {time.perf_counter() - begun:.1f} s")
-
-
-def _nothing_usable(examples: _UsableRows) -> str:
-    first = "".join(f"; the first, line {line}: {reason}" for line, reason in examples.named_bad_rows[:1])
-    read_as = f" ({examples.read_as})" if examples.read_as else ""
-    return f"{examples.path}{read_as}: no usable row among {examples.bad_rows}{first}"
 
 
 def _write_arrays(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pal_dist.core.documents import load_mapping
 from pal_dist.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,22 +15,16 @@ if TYPE_CHECKING:
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The Rust tokenizer of a BERT folder, without padding or truncation of its own.
 
-    Raises UserError where the folder has neither tokenizer.json nor vocab.txt, or one that cannot be read.
+    Raises UserError where the folder has neither tokenizer.json nor vocab.txt.
     """
     from tokenizers import BertWordPieceTokenizer, Tokenizer
 
     if (folder / "tokenizer.json").is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the Rust library has no kind of its own
-            raise UserError(f"{folder / 'tokenizer.json'}: not readable as a tokenizer: {error}") from None
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     elif (folder / "vocab.txt").is_file():
         settings = folder / "tokenizer_config.json"
-        lowercase = bool(load_mapping(settings).get("do_lower_case", True)) if settings.is_file() else True
-        try:
-            tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
-        except Exception as error:
-            raise UserError(f"{folder / 'vocab.txt'}: not readable as a vocabulary: {error}") from None
+        lowercase = json.loads(settings.read_text()).get("do_lower_case", True) if settings.is_file() else True
+        tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)._tokenizer
     else:
         raise UserError(
             f"{folder}: expected tokenizer.json or vocab.txt, found neither; copy the model's tokenizer there"

@@ -139,19 +139,14 @@ class ProcessGroup:
         return max(int(other[1]) for other in seen)
 
     def start_watchdog(self, hang_seconds: float) -> None:
-        """Begin to watch the other ranks and to be watched; `hang_seconds` without progress, or what was
-        learned of the phase, end the run."""
+        """Begin to watch the other ranks and to be watched; `hang_seconds` without progress end the run."""
         if self.ranks > 1:
             self.watchdog = Watchdog(self.store, self.rank, self.ranks, hang_seconds)
 
-    def report_progress(self, doing: str, phase: str = "") -> None:
-        """What this rank is doing now, for the others to name if it stops.
-
-        Args:
-            phase: what it is one of; how long one may take is learned from those before. Empty: `--hang_minutes`.
-        """
+    def report_progress(self, doing: str) -> None:
+        """What this rank is doing now, for the others to name if it stops."""
         if self.watchdog is not None:
-            self.watchdog.progress(doing, phase)
+            self.watchdog.doing, self.watchdog.last_progress = doing, time.monotonic()
 
     @contextmanager
     def explain_lost_ranks(self) -> Iterator[None]:

@@ -5,15 +5,16 @@ The engine runs what is read here and the memory planner counts it: both read th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import yaml
+
 from pal_dist.config.schema import OptimizerConfig
-from pal_dist.core.documents import brief, load_json, load_yaml, there_is
 from pal_dist.core.errors import UserError
-from pal_dist.core.shapes import read_as
 from pal_dist.core.suggest import did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
@@ -81,55 +82,6 @@ class Strategy:
 REPLICATED = Strategy("ddp")
 
 
-@dataclass(frozen=True)
-class DeepSpeedPart:
-    """`deepspeed_config` of an accelerate yaml, as far as it is read here."""
-
-    deepspeed_config_file: str = ""
-
-
-@dataclass(frozen=True)
-class FsdpPart:
-    """`fsdp_config` of an accelerate yaml, as far as it is read here."""
-
-    fsdp_version: int = 1
-
-
-@dataclass(frozen=True)
-class AccelerateYaml:
-    """An accelerate yaml, as far as it is read here; Accelerate reads the rest."""
-
-    distributed_type: str | None = None
-    deepspeed_config: DeepSpeedPart | None = None
-    fsdp_config: FsdpPart | None = None
-
-
-@dataclass(frozen=True)
-class OffloadPart:
-    """`offload_optimizer` and `offload_param` of a DeepSpeed json."""
-
-    device: str = "none"
-
-
-@dataclass(frozen=True)
-class ZeroPart:
-    """`zero_optimization` of a DeepSpeed json, as far as it is read here."""
-
-    stage: int = 0
-    reduce_bucket_size: float = 0
-    """Elements; often written as 5e8."""
-    offload_optimizer: OffloadPart | None = None
-    offload_param: OffloadPart | None = None
-
-
-@dataclass(frozen=True)
-class DeepSpeedJson:
-    """A DeepSpeed json, as far as it is read here; DeepSpeed reads the rest."""
-
-    zero_optimization: ZeroPart = ZeroPart()
-    zero_force_ds_cpu_optimizer: bool = True
-
-
 def folder_of(name: str) -> Path:
     """`accelerate_configs` or `ds_configs`, in a checkout or in an installed wheel."""
     beside = PACKAGE / name
@@ -160,21 +112,24 @@ def read_strategy(name: str) -> Strategy:
             names = strategy_names()
             hint = did_you_mean(name, names, otherwise=f"known: {', '.join(names)}, or a yaml's path")
             raise UserError(f"--strategy {name}: there is no such strategy; {hint}")
-    values = read_as(AccelerateYaml, load_yaml(path, where=f"--strategy {name}"), where=str(path))
-    kind = values.distributed_type
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--strategy {name}: {path} is not readable: {error}") from None
+    kind = values.get("distributed_type") if isinstance(values, dict) else None
     if kind == "DEEPSPEED":
-        file = values.deepspeed_config.deepspeed_config_file if values.deepspeed_config else ""
+        file = (values.get("deepspeed_config") or {}).get("deepspeed_config_file")
         if not file:
             raise UserError(f"{path}: expected deepspeed_config with a deepspeed_config_file, found none")
         return from_json(path.stem, Path(file), beside=path.parent)
     if kind == "FSDP":
-        version = values.fsdp_config.fsdp_version if values.fsdp_config else 1
+        version = (values.get("fsdp_config") or {}).get("fsdp_version", 1)
         if version != 2:
             raise UserError(f"{path}: FSDP {version} is not supported; write fsdp_version: 2")
         return Strategy(path.stem, "fsdp2")
-    if kind in ("NO", "MULTI_GPU", "MULTI_CPU", None):
+    if kind in ("NO", "MULTI_GPU", "MULTI_CPU", None) and isinstance(values, dict):
         return Strategy(path.stem)
-    raise UserError(f"{path}: distributed_type is {brief(kind)}; known are NO, MULTI_GPU, DEEPSPEED and FSDP")
+    raise UserError(f"{path}: distributed_type is {kind!r}; known are NO, MULTI_GPU, DEEPSPEED and FSDP")
 
 
 def from_json(name: str, file: Path, *, beside: Path | None = None) -> Strategy:
@@ -182,27 +137,27 @@ def from_json(name: str, file: Path, *, beside: Path | None = None) -> Strategy:
     ones. Raises UserError where it is missing, is no json, or says what is the run's to say."""
     places = [file, *([] if beside is None else [beside / file, beside.parent / file])]
     places.append(folder_of("ds_configs") / file.name)
-    path = next((place for place in places if there_is(place)), None)
+    path = next((place for place in places if place.is_file()), None)
     if path is None:
-        folders = ", ".join(str(place.parent) for place in places)
-        raise UserError(f"strategy {name}: there is no {brief(str(file))[1:-1]} (looked in {folders})")
-    values = load_json(path)
-    typed = read_as(DeepSpeedJson, values, where=str(path))
+        raise UserError(f"strategy {name}: there is no {file} (looked in {', '.join(str(p.parent) for p in places)})")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: expected json: {error}") from None
     problems = [f"`{key}` is not for this file: {cure}" for key, cure in FORBIDDEN.items() if key in values]
     problems += [
-        f'`{key}` is the run\'s: write "auto" or leave it out, found {brief(values[key])}'
+        f'`{key}` is the run\'s: write "auto" or leave it out, found {values[key]!r}'
         for key in RUN_OWNED
         if values.get(key, "auto") != "auto"
     ]
-    zero, stage = typed.zero_optimization, typed.zero_optimization.stage
+    zero = values.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
     if stage not in (1, 2, 3):
         problems.append(f"`zero_optimization.stage` is 1, 2 or 3; found {stage!r}")
-    if zero.reduce_bucket_size < 0:
-        problems.append(f"`zero_optimization.reduce_bucket_size` must not be negative; found {zero.reduce_bucket_size}")
-    devices = [part.device if part else "none" for part in (zero.offload_optimizer, zero.offload_param)]
+    devices = [zero.get(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param")]
     if any(device not in ("none", "cpu") for device in devices):
         problems.append("offload is to `cpu` or `none`; NVMe is not supported")
-    if typed.zero_force_ds_cpu_optimizer and devices[0] == "cpu":
+    if values.get("zero_force_ds_cpu_optimizer", True) and devices[0] == "cpu":
         problems.append("`zero_force_ds_cpu_optimizer` must be false: else AdamW becomes an Adam with coupled decay")
     if problems:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))

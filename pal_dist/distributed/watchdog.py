@@ -15,7 +15,6 @@ from typing import Any
 
 from pal_dist.core.errors import RankLostError
 from pal_dist.core.exit_codes import exit_code_for_launcher
-from pal_dist.distributed.phase_limits import PhaseLimits
 
 TICK_SECONDS = 0.5
 LOST_SECONDS = 120.0
@@ -34,8 +33,7 @@ class Watchdog(threading.Thread):
 
     def __init__(self, store: Any, rank: int, ranks: int, hang_seconds: float):
         super().__init__(daemon=True, name="watchdog")
-        self.store, self.rank, self.ranks = store.clone(), rank, ranks
-        self.limits = PhaseLimits(hang_seconds)
+        self.store, self.rank, self.ranks, self.hang_seconds = store.clone(), rank, ranks, hang_seconds
         self.doing, self.last_progress = "starting", float("inf")  # reading the data may take as long as it takes
         self.stopped = threading.Event()
         self.heartbeats: dict[int, tuple[str, float]] = {}
@@ -75,18 +73,11 @@ class Watchdog(threading.Thread):
                 exit_process(
                     LOST, f"rank {self.rank}, {self.doing}: rank {rank} is gone; it was last seen {doing[rank]}"
                 )
-        limit = self.limits.seconds
-        if now - self.last_progress > limit:
+        if now - self.last_progress > self.hang_seconds:
             others = "; ".join(f"rank {rank} {what}" for rank, what in doing.items())
             if self.rank == 0:  # which may hold the store
                 time.sleep(4 * TICK_SECONDS)
-            exit_process(HUNG, f"rank {self.rank} {self.doing} has not moved for {limit:.0f} s; {others}")
-
-    def progress(self, doing: str, phase: str) -> None:
-        """This rank moves: what it is doing now, in words, and the phase (phase_limits.py) that begins."""
-        now = time.monotonic()
-        self.limits.begin(phase, now)
-        self.doing, self.last_progress = doing, now
+            exit_process(HUNG, f"rank {self.rank} {self.doing} has not moved for {self.hang_seconds:.0f} s; {others}")
 
     def abort(self, code: int, reason: str) -> None:
         """Tell the other ranks to end with this exit code, and stop watching."""

@@ -8,6 +8,7 @@ checkpoint may name them once or once a layer.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pal_dist.core.atomic_io import atomic_folder
-from pal_dist.core.documents import load_mapping
 from pal_dist.core.errors import UserError
 from pal_dist.models.multi_task import MultiTaskBert, MultiTaskBertConfig
-from pal_dist.models.pretrained import check_encoder_config
 from pal_dist.tasks.registry import resolve_tasks, task_to_dict
 
 AUTHORS_HEADS = 6
@@ -143,8 +142,7 @@ def convert_files(checkpoint: Path, bert_config: Path, tasks: list[str], output:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     resolved = resolve_tasks(tasks)
     converted = convert_state_dict(state, [task.name for task in resolved])
-    theirs = load_mapping(bert_config)
-    check_encoder_config(theirs, bert_config)
+    theirs = json.loads(bert_config.read_text(encoding="utf-8"))
     options = {
         name: theirs[name] for name in theirs if name in MultiTaskBertConfig().to_dict() and name != "model_type"
     }

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pal_dist.core.atomic_io import atomic_folder
-from pal_dist.core.checksums import check_sums, sha256_of, write_sums
 from pal_dist.core.errors import UserError
 from pal_dist.models.multi_task import MultiTaskBert, task_values
 from pal_dist.tasks.registry import task_to_dict
@@ -50,23 +49,16 @@ def export_model(
         for task in model.heads:
             state = {name: value.contiguous() for name, value in task_values(values, task).items()}
             save_file(state, draft / "tasks" / f"{task}.safetensors", metadata={"task": task})
-        written = [path.relative_to(draft).as_posix() for path in draft.rglob("*") if path.is_file()]
-        write_sums(draft, {name: sha256_of(draft / name) for name in written})
-        # The card has no checksum: it is there to be added to.
         (draft / "README.md").write_text(model_card(model, card, counts, metrics), encoding="utf-8")
 
 
 def saved_task_parts(folder: Path, tasks: Sequence[str]) -> dict[str, Tensor]:
-    """Adapters and heads of these tasks as an exported model has them.
-
-    Raises UserError where one is not there, or is damaged.
-    """
+    """Adapters and heads of these tasks as an exported model has them. Raises UserError where one is not there."""
     values: dict[str, Tensor] = {}
     for task in tasks:
         file = folder / "tasks" / f"{task}.safetensors"
         if not file.is_file():
             raise UserError(f"{file}: expected the part of `{task}` that this run has kept so far; put it back")
-        check_sums(folder, [file.relative_to(folder).as_posix()])
         values |= load_file(file)
     return values
 

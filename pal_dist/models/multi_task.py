@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,6 @@ from transformers import initialization as init
 from transformers.utils import logging as transformers_logging
 
 from pal_dist.config.schema import ModelConfig, TrainConfig
-from pal_dist.core.checksums import check_sums
 from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.data.batch import Batch
@@ -310,13 +308,7 @@ def check_model_options(name: str, encoder: dict[str, Any], options: ModelConfig
 def model_config(
     encoder: dict[str, Any], tasks: tuple[Task, ...], options: ModelConfig, max_length: int
 ) -> MultiTaskBertConfig:
-    """The model's config for these tasks on an encoder of this config.json.
-
-    Raises UserError for a task whose name a model cannot give to its parts.
-    """
-    for task in tasks:
-        if hasattr(nn.ModuleDict(), task.name):
-            raise UserError(f"task `{task.name}`: PyTorch's modules have something of this name; give it another")
+    """The model's config for these tasks on an encoder of this config.json."""
     foreign = {"architectures", "model_type", "transformers_version", "dtype", "torch_dtype"}
     fields = BertConfig().to_dict().keys() - foreign
     shared = {name: value for name, value in encoder.items() if name in fields}
@@ -348,18 +340,14 @@ def build_model(folder: Path, tasks: tuple[Task, ...], options: ModelConfig, max
 
 
 def load_model(folder: Path, config: MultiTaskBertConfig | None = None) -> MultiTaskBert:
-    """`from_pretrained` in float32, quiet unless something is wrong with the encoder's weights.
-
-    Raises UserError where a file is not as it was written, or cannot be read.
-    """
-    check_sums(folder)
+    """`from_pretrained` in float32, quiet unless something is wrong with the encoder's weights."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         load = partial(MultiTaskBert.from_pretrained, folder, dtype=torch.float32, local_files_only=True)
         model, loading = load(config=config, output_loading_info=True)
-    except (SafetensorError, OSError, EOFError, UnpicklingError, RuntimeError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{folder}: the weights are not readable: {error}") from None
     finally:
         transformers_logging.set_verbosity(level)

@@ -8,18 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pal_dist.core.extras import require
-from pal_dist.core.units import ceil_div
-from pal_dist.tasks.confusion import Confusion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Image = NDArray[np.uint8]
 """(height, width, 3)."""
-
-MOST_CELLS = 32
-"""Rows of a grid whose cells are large enough for a text. One of more rows is as large, without texts: its pixels do
-not grow with the square of the tasks."""
 
 DARK = 0.6
 """Shade from which text on a cell is white."""
@@ -32,12 +26,11 @@ def to_image(figure: Figure) -> Image:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def confusion_image(confusion: Confusion) -> Image:
+def confusion_image(counts: NDArray[np.int64]) -> Image:
     """Counts [label, prediction]: the darker, the larger the share of its label."""
-    counts = confusion.counts
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    texts = counts.astype(str).tolist()
-    return _grid_image(list(confusion.names), texts, shares, x_label="predicted", y_label="label")
+    names = [str(number) for number in range(len(counts))]
+    return _grid_image(names, counts.astype(str).tolist(), shares, x_label="predicted", y_label="label")
 
 
 def cosine_image(tasks: list[str], cosines: list[list[float]]) -> Image:
@@ -50,18 +43,16 @@ def _grid_image(
 ) -> Image:
     """A square of cells with texts in them; shades from -1 (red) over 0 (white) to 1 (blue)."""
     size = len(names)
-    drawn = min(size, MOST_CELLS)
     figures = require("matplotlib.figure", extra="compare", what="a picture")
-    figure: Figure = figures.Figure(figsize=(1.4 + 0.7 * drawn, 1.2 + 0.7 * drawn), dpi=80, layout="constrained")
+    figure: Figure = figures.Figure(figsize=(1.4 + 0.7 * size, 1.2 + 0.7 * size), dpi=80, layout="constrained")
     axes = figure.add_subplot()
     shades = np.nan_to_num(shades)
     axes.imshow(shades, cmap="bwr_r", vmin=-1, vmax=1)
-    named = range(0, size, ceil_div(size, MOST_CELLS))
-    axes.set_xticks(named, [names[place] for place in named])
-    axes.set_yticks(named, [names[place] for place in named])
+    axes.set_xticks(range(size), names)
+    axes.set_yticks(range(size), names)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    for row in range(size if drawn == size else 0):
+    for row in range(size):
         for column in range(size):
             colour = "white" if abs(shades[row, column]) > DARK else "black"
             axes.text(column, row, texts[row][column], ha="center", va="center", color=colour)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,19 +14,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pal_dist.core.atomic_io import explain_full_disk, to_json, write_text
-from pal_dist.core.console import duration, printable, say
+from pal_dist.core.console import duration, say
 from pal_dist.core.extras import cure, has_library
 from pal_dist.monitoring import run_files
-from pal_dist.monitoring.by_task import losses_text, scores_text
 from pal_dist.monitoring.images import confusion_image, cosine_image
-from pal_dist.monitoring.run_records import read_metrics
 from pal_dist.monitoring.status_file import StatusFile
-from pal_dist.tasks.confusion import Confusion
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-NOTHING: Mapping[str, str] = MappingProxyType({})
 
 PLAIN_SECONDS = 10.0
 """Least time between two progress lines where the output is no terminal."""
@@ -41,16 +35,10 @@ class Report:
     def progress(self, step: int, total: int, entry: Mapping[str, Any]) -> None: ...
 
     def evaluation(
-        self,
-        step: int,
-        metrics: Mapping[str, Mapping[str, float]],
-        mean: float,
-        *,
-        headline: Mapping[str, str],
-        untold: Mapping[str, str] = NOTHING,
+        self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float, *, headline: Mapping[str, str]
     ) -> None: ...
 
-    def confusion(self, step: int, task: str, confusion: Confusion) -> None: ...
+    def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None: ...
 
     def cosines(self, step: int, tasks: list[str], cosines: list[list[float]]) -> None: ...
 
@@ -78,9 +66,9 @@ class RunReport(Report):
         )
         self.metrics_file = folder / run_files.METRICS
         if self.metrics_file.is_file():
-            entries = [entry for entry in read_metrics(folder) if entry["step"] <= step]
+            entries = [entry for entry in run_files.read_metrics(folder) if entry["step"] <= step]
             write_text(self.metrics_file, "".join(to_json(entry) + "\n" for entry in entries))
-        self.confusions: dict[str, Any] = {}  # of the evaluation that is being made
+        self.confusions: dict[str, list[list[int]]] = {}  # of the evaluation that is being made
         self.last_plain_line = 0.0
         self.bar = tqdm(
             total=total_steps, initial=step, disable=None, leave=False, ascii=".#", bar_format="[{bar:20}] {desc}"
@@ -95,7 +83,7 @@ class RunReport(Report):
             if self.bar.disable:
                 say(line)
             else:
-                self.bar.write(printable(line, keep="\n\t"), file=sys.stderr)
+                self.bar.write(line, file=sys.stderr)
 
     def progress(self, step: int, total: int, entry: Mapping[str, Any]) -> None:
         """One log entry: to the files always, to the terminal as a live line, to a log file now and then."""
@@ -117,30 +105,24 @@ class RunReport(Report):
             self.last_plain_line = now
 
     def evaluation(
-        self,
-        step: int,
-        metrics: Mapping[str, Mapping[str, float]],
-        mean: float,
-        *,
-        headline: Mapping[str, str],
-        untold: Mapping[str, str] = NOTHING,
+        self, step: int, metrics: Mapping[str, Mapping[str, float]], mean: float, *, headline: Mapping[str, str]
     ) -> None:
-        """`headline` names the metric by which each task is judged; `untold` says why a task has one that is NaN."""
+        """`headline` names the metric by which each task is judged."""
         entry = {"step": step, "dev": metrics, "headline": headline, "dev_mean": mean, "confusion": self.confusions}
-        self._record({**entry, "untold": untold} if untold else entry)
+        self._record(entry)
         self.confusions = {}
         for task, values in metrics.items():
             for name, value in values.items():
                 self.writer.add_scalar(f"dev_{name}/{task}", value, step)
         self.writer.add_scalar("dev_mean", mean, step)
-        self.say(f"step {step}: dev mean {mean:.4f}   {scores_text(metrics, headline)}")
-        self.say(*(f"note: {task} is not counted where it cannot be told: {reason}" for task, reason in untold.items()))
+        scores = "  ".join(f"{task} {name} {metrics[task][name]:.4f}" for task, name in headline.items())
+        self.say(f"step {step}: dev mean {mean:.4f}   {scores}")
 
-    def confusion(self, step: int, task: str, confusion: Confusion) -> None:
-        """That of a task's dev split; to be called before the evaluation that it belongs to."""
-        self.confusions[task] = confusion.to_json()
+    def confusion(self, step: int, task: str, counts: NDArray[np.int64]) -> None:
+        """Counts [label, prediction] of a task's dev split; to be called before the evaluation that they belong to."""
+        self.confusions[task] = counts.tolist()
         if self.draws:
-            self.add_image(f"confusion/{task}", confusion_image(confusion), step)
+            self.add_image(f"confusion/{task}", confusion_image(counts), step)
 
     def cosines(self, step: int, tasks: list[str], cosines: list[list[float]]) -> None:
         if self.draws:
@@ -171,8 +153,9 @@ class RunReport(Report):
 
 
 def _progress_text(step: int, total: int, entry: Mapping[str, Any]) -> str:
+    losses = " ".join(f"{task} {value:.3f}" for task, value in entry["loss"].items())
     return (
-        f"step {step}/{total}  loss {losses_text(entry['loss'])}  {entry['examples_per_second']:.1f} examples/s  "
+        f"step {step}/{total}  loss {losses}  {entry['examples_per_second']:.1f} examples/s  "
         f"{entry['tokens_per_second']:,.0f} tokens/s  useful {entry['useful_token_share']:.1%}  "
         f"memory {entry['memory_gib']:.2f} GiB  left {duration(entry['seconds_left'])}"
     )

@@ -14,9 +14,7 @@ from pal_dist.core.atomic_io import to_json
 from pal_dist.core.console import duration, say, table
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring import run_files
-from pal_dist.monitoring.by_task import losses_text, scores_text
-from pal_dist.monitoring.run_records import read_metrics
-from pal_dist.monitoring.status_file import StatusEntry, load_status
+from pal_dist.monitoring.status_file import StatusEntry, read_status
 
 RESUME = "run the same command again to resume"
 
@@ -47,11 +45,12 @@ class Status:
     def text(self) -> str:
         entry, rows = self.entry, []
         rows.append(["state", self._state()])
-        rows.append(["step", f"{entry.step:,} of {entry.total_steps:,} ({entry.step / max(1, entry.total_steps):.0%})"])
+        rows.append(["step", f"{entry.step:,} of {entry.total_steps:,} ({entry.step / entry.total_steps:.0%})"])
         if self.logged:
             logged = self.logged
+            losses = "  ".join(f"{task} {value:.3f}" for task, value in logged["loss"].items())
             rows += [
-                ["loss", losses_text(logged["loss"])],
+                ["loss", losses],
                 [
                     "rate",
                     f"{logged['examples_per_second']:,.1f} examples/s, {logged['tokens_per_second']:,.0f} tokens/s",
@@ -61,12 +60,14 @@ class Status:
             if self.verdict not in ENDED:
                 rows.append(["left", f"{duration(logged['seconds_left'])} of training"])
         if self.dev:
-            scores = scores_text(self.dev["dev"], self.dev["headline"])
+            scores = "  ".join(
+                f"{task} {name} {self.dev['dev'][task][name]:.4f}" for task, name in self.dev["headline"].items()
+            )
             rows.append(["dev", f"{scores}  (mean {self.dev['dev_mean']:.4f}, step {self.dev['step']:,})"])
         rows.append(["starts", f"{entry.starts}, the first {_ago(entry.first_started)}"])
         if entry.job:
             rows.append(
-                ["job", f"{entry.job.get('slurm_job')}, started again {entry.job.get('slurm_restarts')} times by Slurm"]
+                ["job", f"{entry.job['slurm_job']}, started again {entry.job['slurm_restarts']} times by Slurm"]
             )
         rows.append(["where", f"{entry.host}, process {entry.pid}"])
         if entry.error:
@@ -91,11 +92,13 @@ def _ago(moment: float) -> str:
 
 def status_of(folder: Path) -> Status:
     """Raises UserError where there is no run in the folder."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder")
-    if not (folder / run_files.STATUS).is_file():
-        raise UserError(f"{folder}: expected a run's folder, found none ({run_files.STATUS} is missing)")
-    entry = load_status(folder)
+    entry = read_status(folder)
+    if entry is None:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: there is no such folder")
+        raise UserError(
+            f"{folder}: expected a run's folder, found none ({run_files.STATUS} is missing or not readable)"
+        )
     logged, dev, steps = _newest_entries(folder)
     pause = steps * logged["seconds_left"] / max(1, entry.total_steps - logged["step"]) if logged else 0.0
     return Status(folder, entry, _verdict(entry, pause), time.time() - entry.updated, logged, dev)
@@ -108,7 +111,7 @@ def _verdict(entry: StatusEntry, pause: float) -> str:
     if entry.host == socket.gethostname():
         try:
             alive = abs(psutil.Process(entry.pid).create_time() - entry.born) < 1
-        except (psutil.Error, OverflowError):  # no process can have such a number
+        except psutil.NoSuchProcess:
             alive = False
         return entry.state if alive else "gone"
     return "silent" if time.time() - entry.updated > max(SILENT_SECONDS, 10 * pause) else entry.state
@@ -119,7 +122,7 @@ def _newest_entries(folder: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     logged: dict[str, Any] = {}
     dev: dict[str, Any] = {}
     steps = 0
-    for entry in read_metrics(folder):
+    for entry in run_files.read_metrics(folder):
         if "dev" in entry:
             dev = entry
         else:
@@ -128,19 +131,11 @@ def _newest_entries(folder: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
 
 
 def runs_below(folder: Path) -> list[Status]:
-    """The runs in a folder, newest first; those that are damaged are said, and left out. Raises UserError where there
-    is none."""
-    files = [path for path in folder.glob(f"*/{run_files.STATUS}") if path.is_file()]
-    runs, damaged = [], []
-    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
-        try:
-            runs.append(status_of(path.parent))
-        except UserError as error:  # noqa: PERF203 (one run must not hide the others)
-            damaged.append(str(error))
+    """The runs in a folder, newest first. Raises UserError where there is none."""
+    files = sorted(folder.glob(f"*/{run_files.STATUS}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    runs = [status_of(path.parent) for path in files if read_status(path.parent) is not None]
     if not runs:
-        raise UserError("\n".join([f"{folder}: neither a run's folder nor a folder of runs", *damaged]))
-    for problem in damaged:
-        say(f"warning: left out: {problem}")
+        raise UserError(f"{folder}: neither a run's folder nor a folder of runs")
     return runs
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import psutil
 
 from pal_dist.core.atomic_io import write_json
-from pal_dist.core.documents import load_mapping
 from pal_dist.core.errors import StoppedError, UserError
-from pal_dist.core.shapes import Count, read_as
 from pal_dist.monitoring import run_files
 
 LEAST_SECONDS = 2.0
@@ -29,15 +28,15 @@ class StatusEntry:
     state: str
     """starting, training, evaluating, saving; or how it ended: finished, stopped (the same command resumes it) or
     failed."""
-    step: Count
-    total_steps: Count
-    starts: Count
+    step: int
+    total_steps: int
+    starts: int
     """How often the run was started, the first time included."""
     first_started: float
     """Seconds since 1970, as all times here."""
     updated: float
     host: str
-    pid: Count
+    pid: int
     born: float
     """When that process was created: a later process may have its number."""
     job: Mapping[str, str] = field(default_factory=dict)
@@ -45,17 +44,12 @@ class StatusEntry:
     exit_code: int = 0
 
 
-def load_status(folder: Path) -> StatusEntry:
-    """The newest entry. Raises UserError where there is none, or where it is damaged."""
-    path = folder / run_files.STATUS
-    return read_as(StatusEntry, load_mapping(path), where=str(path))
-
-
 def read_status(folder: Path) -> StatusEntry | None:
     """The newest entry; None where no run has begun, or a later version has written something else."""
     try:
-        return load_status(folder)
-    except UserError:
+        values = json.loads((folder / run_files.STATUS).read_text(encoding="utf-8"))
+        return StatusEntry(**{each.name: values[each.name] for each in fields(StatusEntry)})
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

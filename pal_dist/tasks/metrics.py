@@ -28,26 +28,16 @@ def f1(predictions: Array, labels: Array) -> float:
 
 def f1_macro(predictions: Array, labels: Array) -> float:
     """Mean of the F1 of every class that occurs among predictions or labels."""
-    right, predicted, labelled = _class_counts(predictions, labels)
-    return float(np.mean(2 * right / (predicted + labelled)))
+    return float(np.mean([f1(predictions == label, labels == label) for label in np.union1d(predictions, labels)]))
 
 
 def matthews(predictions: Array, labels: Array) -> float:
     """Matthews correlation of any number of classes (Gorodkin 2004); 0 where one side is constant."""
-    right, predicted, labelled = (counts.astype(float) for counts in _class_counts(predictions, labels))
-    total = labelled.sum()
-    spread = (total**2 - (predicted**2).sum()) * (total**2 - (labelled**2).sum())
-    return float((right.sum() * total - predicted @ labelled) / np.sqrt(spread)) if spread else 0.0
-
-
-def _class_counts(predictions: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Of every class that occurs: how often it is both, predicted, and the label. As much memory as the examples take,
-    not examples times classes."""
-    classes, places = np.unique(np.concatenate([predictions, labels]), return_inverse=True)
-    predicted, labelled = places[: len(predictions)], places[len(predictions) :]
-    sides = (predicted[predicted == labelled], predicted, labelled)
-    right, often_predicted, often_labelled = (np.bincount(side, minlength=len(classes)) for side in sides)
-    return right, often_predicted, often_labelled
+    classes = np.union1d(predictions, labels)
+    one_hot = [(values[:, None] == classes).astype(float) for values in (predictions, labels)]
+    a, b = (matrix - matrix.mean(axis=0) for matrix in one_hot)
+    scale = np.sqrt((a * a).sum() * (b * b).sum())
+    return float((a * b).sum() / scale) if scale else 0.0
 
 
 def pearson(predictions: Array, labels: Array) -> float:
@@ -55,13 +45,6 @@ def pearson(predictions: Array, labels: Array) -> float:
     a, b = predictions - predictions.mean(), labels - labels.mean()
     scale = np.sqrt((a * a).sum() * (b * b).sum())
     return float((a * b).sum() / scale) if scale else float("nan")
-
-
-def why_no_correlation(labels: Array) -> str:
-    """In words, where `pearson` or `spearman` was NaN."""
-    if len(np.unique(labels)) < 2:
-        return f"all {len(labels):,} labels are {labels[0]:g}; a correlation needs labels that differ"
-    return "all predictions are the same; a correlation needs predictions that differ"
 
 
 def spearman(predictions: Array, labels: Array) -> float:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pal_dist import __version__
 from pal_dist.models.export import export_model, saved_task_parts
 from pal_dist.monitoring import run_files
 from pal_dist.optim.task_weighting import LEARNED_VARIANCES
-from pal_dist.training.dev_metrics import untold
 from pal_dist.training.run import Run
 from pal_dist.training.run_state import is_better
 
@@ -27,34 +25,22 @@ class BestModel:
         """An evaluation has given these dev metrics. Every rank must call it: parameters are gathered for saving."""
         run, state = self.run, self.run.state
         scores = {task.name: metrics[task.name][task.metric] for task in run.tasks if task.name in metrics}
-        told = {name: value for name, value in scores.items() if not math.isnan(value)}
-        mean = sum(told.values()) / len(told) if told else math.nan
+        mean = sum(scores.values()) / len(scores) if scores else float("nan")
         if metrics:
             names = {task.name: task.metric for task in run.tasks if task.name in metrics}
-            run.report.evaluation(state.step, metrics, mean, headline=names, untold=untold(run, metrics))
-        improved = state.update_bests(told)
-        newest = [*improved, *(name for name in scores if not state.has_best(name))]
+            run.report.evaluation(state.step, metrics, mean, headline=names)
+        improved = state.update_bests(scores)
         if run.config.train.keep_best == "parts":
-            better = bool(improved) or not state.best_each
-            self._keep_parts(metrics, newest, [name for name in scores if name not in newest])
+            better = bool(improved) or not scores
+            self._keep_parts(metrics, improved, [name for name in scores if name not in improved])
         else:
-            better = self._is_better(told, mean)
+            better = not scores or is_better(mean, state.best_mean)
             if better:
                 state.best_mean, state.best_step, state.best_metrics = mean, state.step, metrics
                 self._save(run_files.MODEL, metrics)
         state.evaluations_without_better = 0 if better else state.evaluations_without_better + 1
-        for name in newest if run.config.train.keep_best == "each" else ():
+        for name in improved if run.config.train.keep_best == "each" else ():
             self._save(f"{run_files.BEST}/{name}", metrics)
-
-    def _is_better(self, told: Mapping[str, float], mean: float) -> bool:
-        """Whether more tasks can be judged than at the best so far, or as many, with a higher mean. Where none could be
-        so far, the newest is kept, as without a dev split."""
-        best, tasks = self.run.state.best_metrics, self.run.tasks
-        scores_then = [best.get(task.name, {}).get(task.metric, math.nan) for task in tasks]
-        told_then = sum(not math.isnan(score) for score in scores_then)
-        if len(told) != told_then or not told_then:
-            return len(told) >= told_then
-        return is_better(mean, self.run.state.best_mean)
 
     def _keep_parts(self, metrics: Metrics, improved: Sequence[str], unchanged: Sequence[str]) -> None:
         """One model of the parts that each task had at its own best; what has no dev split is kept as it is now."""

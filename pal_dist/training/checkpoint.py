@@ -8,10 +8,10 @@ strategy.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pal_dist.core.atomic_io import atomic_folder, check_room, draft_of, explain_full_disk, sync, write_json
-from pal_dist.core.checksums import SUMS_FILE, damages, sha256_of, write_sums
 from pal_dist.core.console import say
-from pal_dist.core.documents import brief, load_mapping, there_is
-from pal_dist.core.errors import UserError
-from pal_dist.core.shapes import Count, read_as
 from pal_dist.distributed.engine import Engine
-from pal_dist.training.run_state import RunState
 from pal_dist.training.shared_errors import raise_on_every_rank
 
 VALUE = "value"
@@ -38,18 +33,6 @@ NUMBER_SUFFIX = "#"
 
 STATE_FILE = "state.json"
 """The run's state, and the size of every other file of the checkpoint."""
-
-
-@dataclass(frozen=True)
-class SavedFiles:
-    """What `state.json` has beside the run's state."""
-
-    files: Mapping[str, Count]
-    """Size of every other file, in bytes."""
-    scaler: Mapping[str, float]
-    """fp16's loss scale; empty in other precisions."""
-    checksums: bool = False
-    """Whether there are checksums of all of them, as checkpoints of before have not."""
 
 
 def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep: int) -> None:
@@ -70,19 +53,14 @@ def save_checkpoint(folder: Path, engine: Engine, state: dict[str, Any], *, keep
             check_room(folder, sum(tensor.nbytes for tensor in tensors.values()))
             save_file(tensors, part)
             sync(part)
-            checksum = sha256_of(part)
-        sums = dict(engine.gather((part.name, checksum)))
         with raise_on_every_rank(engine):
             if engine.is_main:
                 sizes = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
-                values = {**state, "scaler": engine.loss_scale_state(), "files": sizes, "checksums": True}
-                write_json(draft / STATE_FILE, values)
-                write_sums(draft, {**sums, STATE_FILE: sha256_of(draft / STATE_FILE)})
+                write_json(draft / STATE_FILE, {**state, "scaler": engine.loss_scale_state(), "files": sizes})
             writing.close()  # puts the folder in its place
     if engine.is_main:
         left_by_killed_processes = list(folder.glob(".step-*.draft"))
-        until_now = [path for path in checkpoints(folder) if path.name <= target.name]  # later ones are damaged
-        for old in [*until_now[:-keep], *left_by_killed_processes]:
+        for old in [*checkpoints(folder)[:-keep], *left_by_killed_processes]:
             shutil.rmtree(old, ignore_errors=True)
     engine.wait_for_everyone()
 
@@ -103,12 +81,12 @@ def _own_part(engine: Engine) -> dict[str, Tensor]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first, damaged ones among them."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    """Finished checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / STATE_FILE).is_file())
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint all of whose files are there, as they were written; damaged ones are named."""
+    """The newest checkpoint none of whose files is missing, cut short or unreadable; damaged ones are named."""
     for path in checkpoints(folder)[::-1]:
         problem = find_damage(path)
         if problem is None:
@@ -120,31 +98,24 @@ def newest_intact(folder: Path) -> Path | None:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None: nothing."""
     try:
-        written = load_mapping(path / STATE_FILE)
-        saved = read_as(SavedFiles, written, where=STATE_FILE)
-        state = RunState.from_json(written, where=STATE_FILE)
-        if path.name != f"step-{state.step:08d}":
-            return f"{STATE_FILE} is of step {state.step:,}"
-        for name, size in saved.files.items():
-            if not there_is(path / name):
-                return f"{brief(name)[1:-1]} is missing"
+        sizes: dict[str, int] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["files"]
+        for name, size in sizes.items():
             size_now = (path / name).stat().st_size
             if size_now != size:
                 return f"{name} has {size_now:,} bytes, expected {size:,}"
             with safe_open(path / name, framework="pt") as file:
                 file.keys()
-        if saved.checksums and not (path / SUMS_FILE).is_file():
-            return f"{SUMS_FILE} is missing"
-        return next(damages(path, [*saved.files, STATE_FILE]), None)
-    except (OSError, UserError, SafetensorError) as error:
-        return "; ".join(str(error).splitlines())
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        return str(error)
+    return None
 
 
 def load_state(path: Path, engine: Engine) -> dict[str, Any]:
     """The run's state as it was saved; the loss scale goes to the engine."""
-    state = load_mapping(path / STATE_FILE)
-    engine.load_loss_scale_state(state["scaler"])
-    return {name: value for name, value in state.items() if name not in SavedFiles.__dataclass_fields__}
+    state: dict[str, Any] = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    state.pop("files")
+    engine.load_loss_scale_state(state.pop("scaler"))
+    return state
 
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -162,10 +133,7 @@ def load_values(path: Path, model: torch.nn.Module) -> None:
     """Fill the trained parameters of a model that no engine has in hand yet."""
     parameters = dict(model.named_parameters())
     for name, entries in _entries(path):
-        value = entries.get(VALUE)
-        if name not in parameters or value is None or value.shape != parameters[name].shape:
-            raise UserError(f"{path}: `{name}` is no parameter of this run's model, or has another shape there")
-        parameters[name].data.copy_(value)
+        parameters[name].data.copy_(entries[VALUE])
 
 
 def load_moments(path: Path, engine: Engine) -> None:

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
-import numpy as np
-
-from pal_dist.tasks.metrics import why_no_correlation
 from pal_dist.training.evaluate import predict
 from pal_dist.training.run import Run
 
@@ -30,12 +24,3 @@ def dev_metrics(run: Run) -> dict[str, dict[str, float]]:
         if confusion is not None:
             run.report.confusion(run.state.step, task.name, confusion)
     return metrics
-
-
-def untold(run: Run, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """Why a task has a metric that cannot be told (NaN), in words; tasks without such a one are not named."""
-    return {
-        name: why_no_correlation(np.asarray(run.corpora.dev[name].labels))
-        for name, values in metrics.items()
-        if any(math.isnan(value) for value in values.values())
-    }

@@ -11,14 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pal_dist.core.console import printable
 from pal_dist.core.errors import DoesNotFitError
 from pal_dist.data.batch import Batch, pack_batch
 from pal_dist.data.batching import Rows, evaluation_batches
 from pal_dist.data.token_cache import Corpus
 from pal_dist.distributed.engine import Engine
-from pal_dist.distributed.phase_limits import EVALUATION
-from pal_dist.tasks.confusion import Confusion
 from pal_dist.tasks.registry import Task
 from pal_dist.training.oom_guard import is_out_of_memory
 
@@ -38,10 +35,15 @@ class Predictions:
     def metrics(self) -> dict[str, float]:
         return self.task.objective.metrics(self.values, np.asarray(self.corpus.labels))
 
-    def confusion(self) -> Confusion | None:
-        """None where the task predicts a score."""
+    def confusion(self) -> NDArray[np.int64] | None:
+        """Counts [label, prediction]; None where the task predicts a score."""
         classes = self.task.objective.class_count
-        return Confusion.of(np.asarray(self.corpus.labels), self.values, classes) if classes else None
+        if not classes:
+            return None
+        counts = np.zeros((classes, classes), dtype=np.int64)
+        pairs = np.stack([self.corpus.labels, self.values])
+        np.add.at(counts, tuple(pairs.astype(int)), 1)
+        return counts
 
 
 def predict(engine: Engine, task: Task, corpus: Corpus, *, budget: int) -> Predictions:
@@ -99,7 +101,7 @@ def run_rows(
         waiting = [*[np.zeros(1, dtype=np.int64)] * (most - len(waiting)), *waiting]
     outputs_of_parts: list[tuple[Rows, NDArray[Any]]] = []
     while waiting:
-        engine.group.report_progress(f"{doing} {task.name}", EVALUATION)
+        engine.group.report_progress(f"{doing} {task.name}")
         part, failure = waiting.pop(), ""
         try:
             batch = pack_batch([(task.name, corpus.rows(part + rows.start))])
@@ -113,7 +115,6 @@ def run_rows(
                 raise DoesNotFitError(f"{doing} {task.name}: one example alone runs out of memory ({failure[:80]})")
             engine.empty_cache()
             waiting += np.array_split(part, 2)[::-1]
-    engine.group.report_progress(f"{doing} {task.name}: waiting for the other ranks")
     results = np.empty((len(rows), outputs), dtype=dtype)
     for share in engine.gather(outputs_of_parts):
         for part, values in share:
@@ -122,10 +123,10 @@ def run_rows(
 
 
 def course_lines(predictions: Predictions) -> list[str]:
-    """A prediction file in the course's own format, spaces included; an id that would break a line is escaped."""
+    """A prediction file in the course's own format, spaces included."""
     pairs = enumerate(predictions.values.tolist())
     whole = predictions.task.objective.outputs > 1  # classes are written as 3, yes or no as 1.0, scores as 2.71
-    lines = [f"{printable(predictions.corpus.id(row))} , {int(value) if whole else value} " for row, value in pairs]
+    lines = [f"{predictions.corpus.id(row)} , {int(value) if whole else value} " for row, value in pairs]
     return [f"id \t {predictions.task.prediction_title} ", *lines]
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from pal_dist.config.resolve import names_where
 from pal_dist.config.schema import RunConfig
-from pal_dist.core.atomic_io import make_folder
 from pal_dist.core.errors import UserError
 from pal_dist.data.readers import require_file
 from pal_dist.data.synthetic import built_in_corpus
@@ -61,7 +60,6 @@ def locate_inputs(config: RunConfig, default_cache: Path) -> InputPaths:
     """Raises UserError for a data folder or a model that is not there."""
     cache_dir = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else default_cache
     synthetic = config.data.data_dir == "builtin"
-    make_folder(cache_dir, "--cache_dir names another for what is prepared once")
     data_dir = built_in_corpus(cache_dir) if synthetic else Path(config.data.data_dir).expanduser()
     if not data_dir.is_dir():
         raise UserError(f"--data_dir {data_dir}: there is no such folder")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from pal_dist.core.signals import listening
 from pal_dist.monitoring import run_files
 
 CONTINUE, SAVE, STOP = 0, 1, 2
 """What a rank requests before a step; the highest request of all ranks is granted."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What batch systems send before they kill: Slurm's --signal=USR1@120, a preempted node's TERM."""
 
 
 class Preemption:
@@ -46,13 +49,15 @@ class Preemption:
         self.stop_file.unlink(missing_ok=True)
 
     def __enter__(self) -> Preemption:
-        """Listen to the signals (core/signals.py)."""
-        self.listening = listening(self._on_signal)
-        self.listening.__enter__()
+        """Listen to the signals; not in a thread of somebody's notebook, where Python does not allow it."""
+        self.previous_handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            self.previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.listening.__exit__(kind, error, at)
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name

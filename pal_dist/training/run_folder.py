@@ -12,14 +12,11 @@ from filelock import FileLock, Timeout
 
 from pal_dist import __version__
 from pal_dist.config.resolve import names_where, settings
-from pal_dist.config.schema import RunConfig
+from pal_dist.config.schema import RunConfig, json_value
 from pal_dist.core.atomic_io import explain_full_disk, write_json
-from pal_dist.core.console import say
 from pal_dist.core.errors import UserError
 from pal_dist.distributed.engine import Engine
 from pal_dist.monitoring import run_files
-from pal_dist.monitoring.run_records import read_config
-from pal_dist.monitoring.status_file import read_status
 from pal_dist.training.checkpoint import checkpoints, newest_intact
 
 RUNS = Path("runs")
@@ -95,7 +92,9 @@ def _claim(config: RunConfig, origins: dict[str, str], hashes: dict[str, str]) -
     checkpoint = None
     if any(path.name not in BEFORE_A_RUN for path in folder.iterdir()):
         _check_is_this_run(folder, config, hashes)
-        checkpoint = _checkpoint_of(folder)
+        checkpoint = newest_intact(folder / run_files.CHECKPOINTS)
+        if checkpoint is None and checkpoints(folder / run_files.CHECKPOINTS):
+            raise UserError(f"{folder / run_files.CHECKPOINTS}: every checkpoint is damaged; choose a new --output_dir")
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
@@ -104,27 +103,6 @@ def _claim(config: RunConfig, origins: dict[str, str], hashes: dict[str, str]) -
     values = {"pal_dist": __version__, "values": config.to_dict(), "origins": origins, "content": hashes}
     write_json(folder / run_files.CONFIG, values)
     return folder, checkpoint, lock
-
-
-def _checkpoint_of(folder: Path) -> Path | None:
-    """What to resume from; None where the run has saved nothing yet, which is said. Raises UserError where that is
-    lost: the run would begin anew over what it has written."""
-    checkpoint = newest_intact(folder / run_files.CHECKPOINTS)
-    if checkpoint is not None:
-        return checkpoint
-    if checkpoints(folder / run_files.CHECKPOINTS):
-        raise UserError(f"{folder / run_files.CHECKPOINTS}: every checkpoint is damaged; choose a new --output_dir")
-    if (folder / run_files.RESULTS).is_file():
-        raise UserError(
-            f"{folder}: the run there has ended ({run_files.RESULTS}), but no checkpoint is left to resume it from; "
-            f"choose a new --output_dir"
-        )
-    status = read_status(folder)
-    if status is not None and status.step:
-        say(
-            f"warning: {folder}: the run came to step {status.step:,} but left no checkpoint; it begins at step 1 again"
-        )
-    return None
 
 
 def _next_number() -> Path:
@@ -137,26 +115,20 @@ def _check_is_this_run(folder: Path, config: RunConfig, hashes: dict[str, str]) 
     if config.train.resume == "no":
         raise UserError(f"--output_dir {folder} is not empty, and --resume no starts anew: choose a new folder")
     if not (folder / run_files.CONFIG).is_file():
-        raise UserError(
-            f"--output_dir {folder} holds files that are no run of pal-dist ({run_files.CONFIG} is missing): choose a "
-            f"new folder"
-        )
-    try:
-        written = read_config(folder)
-    except UserError as error:
-        raise UserError(f"{error}. Put the file back from a copy, or choose a new --output_dir") from None
-    before, now = written.values, json.loads(json.dumps(config.to_dict()))
+        raise UserError(f"--output_dir {folder} holds files that are no run of pal-dist: choose a new folder")
+    written = json.loads((folder / run_files.CONFIG).read_text(encoding="utf-8"))
+    before, now = written["values"], json.loads(json.dumps(config.to_dict()))
     may_differ = names_where(resumable=True)
     # A setting that an older version did not have had what is its default now.
-    was = {name: json.loads(json.dumps(known.default)) for name, known in settings().items()}
-    was |= {name: value for values in before.values() for name, value in values.items()}
+    was = {name: json_value(known.default) for name, known in settings().items()}
+    was |= {name: json_value(value) for values in before.values() for name, value in values.items()}
     differing = [
         f"--{name} was {was[name]!r}, is {value!r}"
         for values in now.values()
         for name, value in values.items()
         if name not in may_differ and was[name] != value
     ]
-    changed = [name for name in hashes if written.content.get(name) != hashes[name]]
+    changed = [name for name in hashes if written["content"].get(name) != hashes[name]]
     differing += [f"the data of {name} has changed" for name in changed]
     if differing:
         raise UserError(

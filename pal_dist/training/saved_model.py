@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from pal_dist.distributed.engine import Engine
 from pal_dist.models.multi_task import MultiTaskBert, check_model_options, load_model
 from pal_dist.models.pretrained import read_model_config
 from pal_dist.monitoring import run_files
-from pal_dist.monitoring.run_records import read_config
 from pal_dist.tasks.registry import Task
 from pal_dist.training.inputs import InputPaths, locate_inputs
 
@@ -37,14 +37,6 @@ class SavedModel:
     """The run's folder, or the model's own."""
 
 
-def _settings_of(run: Path) -> dict[str, Any]:
-    try:
-        return read_config(run).flat
-    except UserError as error:
-        cure = f"Put the file back from a copy, or name the model alone, {run / run_files.MODEL}"
-        raise UserError(f"{error}. {cure}") from None
-
-
 def open_model(path: Path, overrides: dict[str, Any], *, cache_dir: Path) -> SavedModel:
     """A run's folder or a model's own folder.
 
@@ -60,11 +52,11 @@ def open_model(path: Path, overrides: dict[str, Any], *, cache_dir: Path) -> Sav
     if not (folder / "config.json").is_file() or (folder == path and (path / run_files.CHECKPOINTS).is_dir()):
         raise UserError(f"{path}: expected a run's folder or a saved model, found neither (no model/config.json)")
     is_run = folder != path
-    values = _settings_of(path) if is_run else {}
+    sections = json.loads((path / run_files.CONFIG).read_text(encoding="utf-8"))["values"] if is_run else {}
+    values = {name: value for section in sections.values() for name, value in section.items()}
     model = load_model(folder)
     values.setdefault("max_length", model.config.trained_length)
-    origin = f"command line or {path / run_files.CONFIG}" if is_run else "command line"
-    config = run_from_dict({"all": {**values, **overrides, "model": str(folder)}}, origin=origin)
+    config = run_from_dict({"all": {**values, **overrides, "model": str(folder)}})
     paths = locate_inputs(config, cache_dir)
     engine = Engine(precision=config.train.precision)
     engine.model = model.to(engine.device)

@@ -8,9 +8,8 @@ from typing import Any
 import psutil
 
 from pal_dist import __version__
-from pal_dist.core.console import duration, listed, table
+from pal_dist.core.console import duration, table
 from pal_dist.monitoring import run_files
-from pal_dist.training.dev_metrics import untold
 from pal_dist.training.run import Run
 
 LOOKED_AT = 50
@@ -48,7 +47,6 @@ def _data_lines(run: Run) -> list[str]:
     for name, train in run.corpora.train.items():
         splits = [train, *([run.corpora.dev[name]] if name in run.corpora.dev else [])]
         for corpus in splits:
-            lines += [f"note: {line}" for line in corpus.report.notes()]
             lines += [f"warning: {line}" for line in corpus.report.lines()]
         sizes = " + ".join(f"{len(corpus):,} {split}" for corpus, split in zip(splits, ("train", "dev"), strict=False))
         truncated = sum(corpus.report.truncated for corpus in splits)
@@ -118,11 +116,9 @@ def collect_results(run: Run) -> dict[str, Any]:
     Scores are those of the kept model: the one with the best dev mean, or of its parts, each task's at its own best.
     """
     state = run.state
-    reasons = untold(run, state.best_metrics)
     return {
         "dev": state.best_metrics,
         "headline": {task.name: task.metric for task in run.tasks},
-        **({"untold": reasons} if reasons else {}),
         "dev_mean": state.best_mean,
         "best_step": state.best_step,
         "best_each": state.best_each,
@@ -149,7 +145,7 @@ def end_lines(results: dict[str, Any], run: Run) -> list[str]:
     kept_of = f"best dev mean, step {results['best_step']:,}"
     if run.config.train.keep_best == "parts":
         steps = (f"{name} of step {best['step']:,}" for name, best in results["best_each"].items())
-        kept_of = "each task's part at its own best: " + listed(steps)
+        kept_of = "each task's part at its own best: " + ", ".join(steps)
     title = "dev scores of the kept model" + (" (SYNTHETIC text)" if run.inputs.paths.synthetic else "")
     rows = [
         [task.name, name, f"{value:.4f}", "*" if name == task.metric else ""]

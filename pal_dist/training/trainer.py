@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pal_dist.core.errors import StoppedError
 from pal_dist.data.batching import StepRows
-from pal_dist.distributed.phase_limits import SAVING, STEP
 from pal_dist.monitoring import run_files
 from pal_dist.optim.gradient_surgery import GradientSurgery
 from pal_dist.optim.optimizers import learning_rate_factor
@@ -116,7 +115,7 @@ class Trainer:
         was asked to stop.
         """
         run, step = self.run, self.state.step + 1
-        self.engine.group.report_progress(f"in step {step} ({describe_examples(run, step_rows)})", STEP)
+        self.engine.group.report_progress(f"in step {step} ({describe_examples(run, step_rows)})")
         request = self.engine.group.agree(
             step_fingerprint(run, step_rows), self.preemption.request(), lambda: describe_step(run, step_rows)
         )
@@ -159,7 +158,6 @@ class Trainer:
         self.run.report.set_state("evaluating", self.state.step)
         metrics = dev_metrics(self.run)
         self.engine.model.train()
-        self.engine.group.report_progress(f"keeping the best model of step {self.state.step}", SAVING)
         self.best_model.update(metrics)
         self.state.evaluation_seconds += time.perf_counter() - begun
         self.log_window.start_clock()
@@ -175,11 +173,10 @@ class Trainer:
             self.log()
         else:
             self.log_window.stop_clock()
-        self.engine.group.report_progress(f"saving after step {self.state.step}", SAVING)
+        self.engine.group.report_progress(f"saving after step {self.state.step}")
         self.run.report.set_state("saving", self.state.step)
         self.state.conflict = {} if self.surgery is None else self.surgery.state_dict()
         folder = self.run.folder / run_files.CHECKPOINTS
         save_checkpoint(folder, self.engine, asdict(self.state), keep=self.config.train.keep_checkpoints)
         self.preemption.saved()
-        self.engine.group.report_progress(f"after step {self.state.step}")
         self.log_window.start_clock()

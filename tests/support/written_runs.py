@@ -14,7 +14,6 @@ from pal_dist.config.resolve import resolve
 from pal_dist.core.atomic_io import write_json
 from pal_dist.monitoring import run_files
 from pal_dist.monitoring.report import RunReport
-from pal_dist.tasks.confusion import Confusion
 from pal_dist.tasks.registry import TASKS
 
 TASK_NAMES = ("sst", "para", "sts")
@@ -56,7 +55,7 @@ def write_run(folder: Path, *, sampling: str = "round_robin", seed: int = 0) -> 
         report.progress(step, STEPS, _log_entry({task: float(random.uniform(0.5, 2)) for task in TASK_NAMES}))
         dev = {task: {metric: float(random.uniform(0.3, 0.9))} for task, metric in headline.items()}
         for task in ("sst", "para"):
-            report.confusion(step, task, Confusion(("0", "1"), random.integers(0, 9, (2, 2))))
+            report.confusion(step, task, random.integers(0, 9, (2, 2)))
         evaluations[step] = dev
         report.evaluation(step, dev, _mean(dev), headline=headline)
     report.set_state("finished", STEPS)

@@ -180,7 +180,7 @@ class TestModels:
         (folder / "config.json").write_text('{"model_type": "gpt2"}')
         assert "expected a BERT" in fails(*base, "--model", folder)
         (folder / "config.json").write_text('{"model_type": "bert"}')
-        assert "expected weights in model.safetensors or " in fails(*base, "--model", folder)
+        assert "expected weights in model.safetensors or pytorch_model.bin" in fails(*base, "--model", folder)
 
     def test_weights_of_something_else(self, fails: Fails, base: list[object], tiny_bert: Path, tmp_path: Path) -> None:
         import torch

@@ -46,27 +46,6 @@ def project() -> dict[str, Any]:
     return pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())
 
 
-OTHER_READERS = {
-    "pal_dist/core/documents.py": "the one owner",
-    "pal_dist/monitoring/run_records.py": "lines of metrics.jsonl, each of which may be damaged",
-    "pal_dist/data/readers.py": "rows of jsonl, each of which may be bad",
-    "pal_dist/data/token_cache.py": "a cache that is made again where it is damaged",
-    "pal_dist/distributed/watchdog.py": "what another rank has said",
-    "pal_dist/commands/manifests.py": "templates of our own",
-}
-"""Modules that may parse yaml or JSON, each with the reason."""
-
-
-def test_files_that_a_person_writes_have_one_reader() -> None:
-    """core/documents.py: whoever parses by himself forgets depth, size, keys twice and all that is no plain value."""
-    parsing = {
-        relative(path)
-        for path in MODULES
-        if re.search(r"yaml\.(safe_)?load\(|json\.load\(|json\.loads\((?!json\.dumps)", path.read_text())
-    }
-    assert parsing == OTHER_READERS.keys()
-
-
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):

@@ -5,15 +5,13 @@ A recipe is settings of `train` under a head, `about`, that says what they repro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pal_dist.config.schema import RunConfig
-from pal_dist.core.documents import load_yaml
+import yaml
+
 from pal_dist.core.errors import UserError
-from pal_dist.core.shapes import mismatches
 from pal_dist.core.suggest import did_you_mean, nearest
 
 FOLDER = Path(__file__).parent
@@ -68,31 +66,27 @@ def read_recipe(name: str) -> Recipe:
             )
     content = read_settings(path, where)
     about = content.pop("about", None)
-    return Recipe(name, _head(about, where), flatten_sections(content, where))
+    return Recipe(name, _head(about, where), flatten_sections(content))
 
 
 def read_settings(path: Path, where: str) -> dict[str, Any]:
     """The top level of a yaml of settings; `where` begins every complaint. Raises UserError."""
-    content = load_yaml(path, where=where)
-    if content is None:
-        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"{where}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{where}: not readable as yaml: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{where}: expected `field: value` lines, found {type(content).__name__}")
     return content
 
 
-def flatten_sections(content: dict[str, Any], where: str = "settings") -> dict[str, Any]:
-    """Fields out of their sections, where they are grouped. Raises UserError for an unknown section, and for a field
-    that is set in two places."""
-    sections = [section.name for section in fields(RunConfig)]
+def flatten_sections(content: dict[str, Any]) -> dict[str, Any]:
+    """Fields out of their sections, where they are grouped."""
     flat: dict[str, Any] = {}
     for name, value in content.items():
-        if isinstance(value, dict) and name not in sections:
-            raise UserError(f"{where}: `{name}` is no section of settings; {did_you_mean(name, sections, quote='`')}")
-        for field, each in value.items() if isinstance(value, dict) else [(name, value)]:
-            if field in flat:
-                raise UserError(f"{where}: `{field}` is set twice")
-            flat[field] = each
+        flat.update(value if isinstance(value, dict) else {name: value})
     return flat
 
 
@@ -109,8 +103,6 @@ def _head(about: Any, where: str) -> About:
         if name not in names
     ]
     problems += [f"`about` lacks `{name}`" for name in names if name != "differs" and not about.get(name)]
-    for name, value in about.items():
-        problems += mismatches(value, Sequence[str] if isinstance(value, list) and name == "commands" else str, name)
     if problems:
         raise UserError("\n".join(f"{where}: {problem}" for problem in problems))
     commands = about["commands"] if isinstance(about["commands"], list) else [about["commands"]]

@@ -24,7 +24,6 @@ from pal_dist.monitoring.compare.tables import (
     scores_table,
     settings_table,
 )
-from pal_dist.tasks.confusion import Confusion
 
 SYNTHETIC = "SYNTHETIC text (the built-in corpus): these scores show that training works, nothing about real text."
 
@@ -74,8 +73,8 @@ class Comparison:
         )
 
 
-def confusions(group: Group) -> dict[str, Confusion]:
-    """Those of each classification task, of the kept model of the group's best run."""
+def confusions(group: Group) -> dict[str, list[list[int]]]:
+    """Counts [label][prediction] of each classification task, of the kept model of the group's best run."""
     best = group.best
     return dict(best.confusion.get(best.results["best_step"], {})) if best is not None and best.results else {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -51,17 +50,10 @@ def curve(runs: Sequence[Run], of: Callable[[Run], Curve]) -> list[tuple[int, fl
         return []
     steps = sorted(set(curves[0]).intersection(*curves[1:]))
     return [
-        (step, statistics.fmean(values), _deviation(values))
+        (step, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
         for step in steps
         for values in [[each[step] for each in curves]]
     ]
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """0 for one value; NaN, of which `statistics` knows nothing, where one is."""
-    if any(map(math.isnan, values)):
-        return math.nan
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def draw_curves(groups: Sequence[Group], metrics: Mapping[str, str]) -> list[Figure]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pal_dist.config.resolve import format_value, names_where, settings
-from pal_dist.core.console import say
+from pal_dist.config.schema import json_value
 from pal_dist.core.errors import UserError
 from pal_dist.monitoring import run_files
-from pal_dist.monitoring.run_records import read_config, read_metrics, read_results
 from pal_dist.monitoring.status import Status, status_of
-from pal_dist.tasks.confusion import Confusion
 
 MEAN = "mean"
 """The column of the mean over tasks."""
@@ -41,8 +39,8 @@ class Run:
     losses: Mapping[str, Curve]
     dev: Mapping[str, Curve]
     """Headline metric of each task, and their mean under `mean`."""
-    confusion: Mapping[int, Mapping[str, Confusion]] = field(default_factory=dict)
-    """That of each task, by step."""
+    confusion: Mapping[int, Mapping[str, list[list[int]]]] = field(default_factory=dict)
+    """Counts [label][prediction] of each task, by step."""
 
     @property
     def finished(self) -> bool:
@@ -104,10 +102,9 @@ class Group:
 def find_runs(folders: Sequence[Path]) -> list[Run]:
     """The runs named, and those anywhere below the folders named; each once, in the order given, then by name.
 
-    Runs that are damaged are said, and left out. Raises UserError for a folder without any run, and where none is left.
+    Raises UserError for a folder without any run.
     """
     runs_by_folder: dict[Path, Run] = {}
-    damaged: dict[Path, str] = {}
     for place in folders:
         if not place.is_dir():
             raise UserError(f"{place}: there is no such folder")
@@ -119,16 +116,8 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
                 f"{place}: expected a run's folder or a folder of runs, found neither (no {run_files.STATUS} in it)"
             )
         for folder in inside:
-            if folder.resolve() in runs_by_folder or folder.resolve() in damaged:
-                continue
-            try:
+            if folder.resolve() not in runs_by_folder:
                 runs_by_folder[folder.resolve()] = read_run(folder)
-            except UserError as error:
-                damaged[folder.resolve()] = str(error)
-    if not runs_by_folder:
-        raise UserError("\n".join(damaged.values()))
-    for problem in damaged.values():
-        say(f"warning: left out: {problem}")
     return list(runs_by_folder.values())
 
 
@@ -140,32 +129,49 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def read_run(folder: Path) -> Run:
     """Raises UserError where the folder is no run's, or what it holds is damaged."""
     status = status_of(folder)
-    config = read_config(folder)
-    defaults = {name: json.loads(json.dumps(setting.default)) for name, setting in settings().items()}
-    results = read_results(folder) if status.verdict == "finished" else None
+    config = _read(folder / run_files.CONFIG, _read_config)
+    try:
+        sections = config["values"].values()
+        values = {name: json_value(value) for section in sections for name, value in section.items()}
+    except (KeyError, AttributeError):
+        raise UserError(f"{folder / run_files.CONFIG}: expected the settings of a run, found something else") from None
+    defaults = {name: json.loads(json.dumps(json_value(setting.default))) for name, setting in settings().items()}
+    results = _read(folder / run_files.RESULTS, run_files.read_results) if status.verdict == "finished" else None
     losses: dict[str, Curve] = {}
     dev: dict[str, Curve] = {}
     confusion = {}
-    for entry in read_metrics(folder):
+    for entry in run_files.read_metrics(folder):
         for task, value in entry.get("loss", {}).items():
             losses.setdefault(task, {})[entry["step"]] = value
         if entry.get("dev"):
             for name, value in _with_mean(entry["dev"], entry["headline"], entry["dev_mean"]).items():
                 dev.setdefault(name, {})[entry["step"]] = value
-            confusion[entry["step"]] = {
-                task: Confusion.from_json(value) for task, value in entry.get("confusion", {}).items()
-            }
+            confusion[entry["step"]] = entry.get("confusion", {})
     return Run(
         folder,
-        defaults | config.flat,
-        config.origins,
-        config.content,
+        defaults | values,
+        config.get("origins", {}),
+        config.get("content", {}),
         status,
         results,
         losses,
         dev,
         confusion,
     )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / run_files.CONFIG).read_text(encoding="utf-8")))
+
+
+def _read(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What `read` makes of the path's folder. Raises UserError where the file is missing or damaged."""
+    try:
+        return read(path.parent)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: expected a run's folder, found none ({path.name} is missing)") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from None
 
 
 def _key(run: Run) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from pal_dist.config import checks
 from pal_dist.config.checks import RULES
-from pal_dist.config.resolve import resolve, settings
+from pal_dist.config.resolve import resolve
 from pal_dist.core.errors import UserError
 
 BROKEN = [
@@ -33,8 +33,6 @@ BROKEN = [
     ({"learning_rate": "nan"}, "--learning_rate must be above 0; found nan"),
     ({"hang_minutes": "0"}, "--hang_minutes must be above 0; found 0.0"),
     ({"weight_decay": "-0.1"}, "--weight_decay must not be negative; found -0.1"),
-    ({"learning_rate": "inf"}, "--learning_rate must be finite; found inf"),
-    ({"max_gradient_norm": "inf"}, "--max_gradient_norm must be finite; found inf; write 0, which never scales"),
     ({"tasks": ""}, "--tasks is empty: name at least one task (`pal-dist tasks` lists them)"),
     (
         {"conflict": "pcgrad", "tasks": "sst"},
@@ -51,16 +49,6 @@ def test_a_broken_rule_is_told(flags: dict[str, str], says: str) -> None:
         resolve(flags)
     assert says in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
-
-
-NUMBERS = [name for name, setting in settings().items() if float in (setting.kind, *get_args(setting.kind))]
-
-
-@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
-@pytest.mark.parametrize("name", NUMBERS)
-def test_every_number_is_finite(name: str, value: str) -> None:
-    with pytest.raises(UserError, match=f"--{name} "):
-        resolve({name: value})
 
 
 def test_all_at_once() -> None:

@@ -98,10 +98,3 @@ def test_epochs_of_a_given_length() -> None:
     )
     assert "one epoch = 7 optimizer steps as given (70 examples)" in sampling.describe_epoch(("a", "b"))
     assert replace(sampling, epoch_steps=None).steps_per_epoch == 100
-
-
-def test_the_epoch_of_many_tasks_is_told_in_a_line() -> None:
-    names = tuple(f"task{number}" for number in range(40))
-    text = Sampling("proportional", tuple(range(100, 140)), batch_size=32).describe_epoch(names)
-    assert len(text) < 250
-    assert "passes over: from " in text

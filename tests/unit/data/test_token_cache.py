@@ -12,7 +12,7 @@ from pal_dist.core.atomic_io import draft_of
 from pal_dist.core.errors import UserError
 from pal_dist.data.batch import pack_batch
 from pal_dist.data.readers import Example, read_rows
-from pal_dist.data.token_cache import CACHE_SUFFIX, load_corpus
+from pal_dist.data.token_cache import load_corpus
 from pal_dist.data.tokenizer import load_tokenizer
 from pal_dist.tasks.registry import TASKS
 from tests.support.padding import padded_inputs
@@ -109,29 +109,4 @@ class TestCorpus:
         file = tmp_path / "a.csv"
         file.write_text("\tid\tsentence\tsentiment\n0\ta\t\t1\n")
         with pytest.raises(UserError, match="no usable row among 1"):
-            sst_corpus(file, tiny_bert, tmp_path)
-
-    def test_every_start_says_how_an_unusual_file_is_read(self, tiny_bert: Path, tmp_path: Path) -> None:
-        file = tmp_path / "a.csv"
-        file.write_text("id;sentence;sentiment\na;fine;1\n", encoding="utf-16")
-        for _ in range(2):
-            (note,) = sst_corpus(file, tiny_bert, tmp_path).report.notes()
-            assert note == f"{file}: separated by semicolons; in UTF-16, as its byte order mark says"
-        file.write_text("id,sentence,sentiment\na,fine,1\n")
-        assert list(sst_corpus(file, tiny_bert, tmp_path).report.notes()) == []
-
-    def test_a_cache_of_a_file_that_is_refused_now_is_not_opened(self, tiny_bert: Path, tmp_path: Path) -> None:
-        """Its folder bore the corpus's key alone; a table that is still read keeps its key, for runs that go on."""
-        file = tmp_path / "a.csv"
-        file.write_text("id,sentence,sentiment\na,fine,1\n")
-        corpus = sst_corpus(file, tiny_bert, tmp_path)
-        assert corpus.folder.name == f"{corpus.key}{CACHE_SUFFIX}"
-        assert corpus.key.startswith("sst-train-")
-
-    def test_a_reason_is_told_where_nothing_is_usable(self, tiny_bert: Path, tmp_path: Path) -> None:
-        file = tmp_path / "a.jsonl"
-        file.write_text('{"id": "a", "sentence": ["x"], "sentiment": 1}\n')
-        with pytest.raises(
-            UserError, match="no usable row among 1; the first, line 1: column `sentence`: expected text"
-        ):
             sst_corpus(file, tiny_bert, tmp_path)

@@ -85,20 +85,10 @@ def test_deepspeed_reads_it(path: Path) -> None:
         (
             {
                 "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
-                "zero_force_ds_cpu_optimizer": True,
+                "zero_force_ds_cpu_optimizer": 1,
             },
             "must be false",
         ),
-        ({"zero_optimization": 5}, "`zero_optimization` must be a mapping, found 5"),
-        ({"zero_optimization": {"stage": True}}, "`zero_optimization.stage` must be a whole number, found True"),
-        ({"zero_optimization": {"stage": []}}, "`zero_optimization.stage` must be a whole number"),
-        (
-            {"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}},
-            "offload_optimizer` must be a mapping or none",
-        ),
-        ({"zero_optimization": {"stage": 2, "offload_param": {"device": 5}}}, "device` must be text, found 5"),
-        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}, "reduce_bucket_size` must be"),
-        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1.0}}, "reduce_bucket_size` must not be negative"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "NVMe is not supported"),
     ],
 )
@@ -109,26 +99,6 @@ def test_mistakes_in_a_json(change: dict[str, object], words: str, tmp_path: Pat
         from_json("mine", path)
 
 
-def test_text_that_is_no_json(tmp_path: Path) -> None:
-    path = tmp_path / "mine.json"
-    for text in ("", "[]", "5", "null", "[" * 9999, '{"a": 1, "a": 2}', '{"a": %s}' % ("9" * 5000), "\xff"):
-        path.write_bytes(text.encode("latin-1"))
-        with pytest.raises(UserError, match=r"mine\.json: "):
-            from_json("mine", path)
-
-
-def test_what_deepspeed_refuses_is_told(tmp_path: Path) -> None:
-    from pal_dist.distributed.zero import check_deepspeed_reads
-
-    path = tmp_path / "mine.json"
-    for change in ({"contiguous_gradients": []}, {"no_such_key": 1}):
-        path.write_text(
-            json.dumps({"zero_optimization": {"stage": 2, **change}, "zero_allow_untested_optimizer": True})
-        )
-        with pytest.raises(UserError, match="strategy mine: DeepSpeed refuses its json: "):
-            check_deepspeed_reads(from_json("mine", path))
-
-
 def test_mistakes_in_a_yaml(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     for text, words in {
@@ -137,15 +107,6 @@ def test_mistakes_in_a_yaml(tmp_path: Path) -> None:
         "distributed_type: DEEPSPEED": "expected deepspeed_config",
         "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: none.json}": "there is no none.json",
         "distributed_type: [": "not readable",
-        "distributed_type: [a]": "`distributed_type` must be text or none",
-        "distributed_type: DEEPSPEED\ndeepspeed_config: 5": "`deepspeed_config` must be a mapping or none, found 5",
-        "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: [a]}": "config_file` must be text",
-        f"distributed_type: DEEPSPEED\ndeepspeed_config: {{deepspeed_config_file: {'x' * 3000}}}": "there is no xxx",
-        "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: .}": "there is no .",
-        "distributed_type: FSDP\nfsdp_config: []": "`fsdp_config` must be a mapping or none",
-        "distributed_type: FSDP\nfsdp_config: {fsdp_version: '2'}": "fsdp_version` must be a whole number, found '2'",
-        "- a": "expected a mapping",
-        "": "expected a mapping",
     }.items():
         path.write_text(text)
         with pytest.raises(UserError, match=words):

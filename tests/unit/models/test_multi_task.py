@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 from torch import nn
 
 from pal_dist.config.schema import ModelConfig
 from pal_dist.core.errors import UserError
 from pal_dist.models.adapters import Adapter
-from pal_dist.models.multi_task import MultiTaskBert, build_model, check_model_options
-from pal_dist.tasks.registry import TASKS
+from pal_dist.models.multi_task import MultiTaskBert, check_model_options
 from tests.support.laws import random_batch
 from tests.support.tiny_model import TASKS_OF_THREE, tiny_config
 
@@ -67,9 +63,3 @@ def test_parameters_that_are_read_without_a_call(kind: str) -> None:
     assert called_modules.issuperset(reader for reader, _ in model.parameters_read_directly())
     assert listed.isdisjoint(called)
     assert [name for name, value in model.named_parameters() if id(value) not in called | listed] == []
-
-
-@pytest.mark.parametrize("name", ["keys", "type", "train", "training", "items"])
-def test_a_name_that_pytorch_has_is_refused(name: str, tiny_bert: Path) -> None:
-    with pytest.raises(UserError, match=f"task `{name}`: PyTorch's modules have something of this name"):
-        build_model(tiny_bert, (replace(TASKS["sst"], name=name),), ModelConfig(adapter_hidden=12))

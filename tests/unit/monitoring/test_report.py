@@ -13,8 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pal_dist.monitoring import run_files
 from pal_dist.monitoring.report import RunReport
-from pal_dist.monitoring.run_records import read_metrics
-from pal_dist.tasks.confusion import Confusion
+from pal_dist.monitoring.run_files import read_metrics
 from tests.support.hidden_libraries import hide_libraries
 
 ENTRY = {
@@ -33,7 +32,7 @@ def write_a_run(folder: Path, *, step: int = 0) -> None:
     run = RunReport(folder, step=step, total_steps=4, job={})
     for number in range(step + 1, 5):
         run.progress(number, 4, ENTRY)
-    run.confusion(4, "sst", Confusion(("0", "1"), np.array([[3, 1], [0, 4]])))
+    run.confusion(4, "sst", np.array([[3, 1], [0, 4]]))
     run.cosines(4, ["sst", "sts"], [[1.0, -0.5], [-0.5, 1.0]])
     run.evaluation(4, {"sst": {"f1": 0.5, "accuracy": 0.25}}, 0.25, headline={"sst": "accuracy"})
     run.set_state("finished", 4)
@@ -92,23 +91,6 @@ def test_a_log_file_has_a_line_now_and_then(
     assert [line.split()[1] for line in lines] == ["1/6", "4/6", "6/6"]
 
 
-def test_lines_of_many_tasks_are_short_and_the_file_has_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    losses = {f"intent_number_{number}": number / 10 for number in range(30)}
-    run = RunReport(tmp_path, step=0, total_steps=1, job={})
-    run.progress(1, 1, ENTRY | {"loss": losses})
-    metrics = {task: {"accuracy": loss / 3} for task, loss in losses.items()}
-    run.evaluation(1, metrics, 0.5, headline=dict.fromkeys(losses, "accuracy"))
-    run.close()
-    progress, evaluation = capsys.readouterr().err.splitlines()
-    assert len(progress) < 250
-    assert "loss mean 1.450 of 30 tasks, highest intent_number_29 2.900" in progress
-    assert len(evaluation) < 200
-    assert "lowest of 30 tasks: intent_number_0 accuracy 0.0000" in evaluation
-    first, second = read_metrics(tmp_path)
-    assert first["loss"] == losses
-    assert second["dev"] == metrics
-
-
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -119,11 +101,11 @@ def test_a_terminal_has_a_bar_and_lines_above_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("sys.stderr", terminal)
     run = RunReport(tmp_path, step=0, total_steps=4, job={})
     run.progress(2, 4, ENTRY)
-    run.say("a line\x1b[2J")
+    run.say("a line")
     run.close()
     text = terminal.getvalue()
     assert "[##########..........] step 2/4  loss sst 1.250" in text
-    assert "\ra line\\x1b[2J\n" in text
+    assert "\ra line\n" in text
     assert not text.endswith("GiB  left 1:01"), "the bar is wiped in the end"
 
 

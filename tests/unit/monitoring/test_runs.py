@@ -46,7 +46,7 @@ def test_settings_that_do_not_matter_make_no_group(runs: Path) -> None:
 
 
 def test_infinity_is_one_value_however_it_was_written(runs: Path) -> None:
-    """Version 0.1.0 wrote it as `Infinity`, which strict JSON does not have. Today 0 says it."""
+    """Version 0.1.0 wrote it as `Infinity`, which strict JSON does not have."""
     for name, text in (("round_robin_0", "Infinity"), ("round_robin_1", '"inf"')):
         path = runs / name / run_files.CONFIG
         written, count = re.subn(r'("max_gradient_norm": )[\d.]+', rf"\g<1>{text}", path.read_text())
@@ -54,7 +54,7 @@ def test_infinity_is_one_value_however_it_was_written(runs: Path) -> None:
         path.write_text(written)
     groups, _ = group_runs(find_runs([runs / "round_robin_0", runs / "round_robin_1"]))
     assert [len(group.counted) for group in groups] == [2]
-    assert command(groups[0].runs[0]).count("--max_gradient_norm 0.0") == 1
+    assert command(groups[0].runs[0]).count("--max_gradient_norm inf") == 1
 
 
 def test_other_data_is_another_group(runs: Path) -> None:
@@ -72,17 +72,10 @@ def test_a_repeated_seed_is_said_and_not_counted(runs: Path) -> None:
     assert "round_robin_2 repeats" in notes[0]
 
 
-def test_damaged_runs_are_named_and_the_others_shown(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_runs_are_named(runs: Path) -> None:
     (runs / "round_robin_0" / run_files.RESULTS).write_text("{")
-    (runs / "round_robin_1" / run_files.CONFIG).unlink()
-    (runs / "proportional_0" / run_files.STATUS).write_text('{"state": 5}')
-    assert [run.folder.name for run in find_runs([runs])] == ["proportional_1"]
-    said = capsys.readouterr().err
-    for folder, says in {
-        "round_robin_0": "not readable as JSON",
-        "round_robin_1": "config.json is missing",
-        "proportional_0": "`state` must be text, found 5",
-    }.items():
-        assert any(folder in line and says in line for line in said.splitlines()), says
     with pytest.raises(UserError, match="not readable as JSON"):
-        find_runs([runs / "round_robin_0"])
+        find_runs([runs])
+    (runs / "round_robin_0" / run_files.CONFIG).unlink()
+    with pytest.raises(UserError, match=r"config.json is missing"):
+        find_runs([runs])

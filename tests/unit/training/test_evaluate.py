@@ -27,7 +27,7 @@ def engine_of_one() -> Any:
     return SimpleNamespace(
         rank=0,
         ranks=1,
-        group=SimpleNamespace(report_progress=lambda *_: None),
+        group=SimpleNamespace(report_progress=lambda _: None),
         to_device=lambda batch: batch,
         gather=lambda item: [item],
         empty_cache=lambda: None,
@@ -79,17 +79,10 @@ def predictions_of(name: str, logits: list[list[float]], labels: list[float]) ->
 
 def test_confusion_counts_label_by_prediction() -> None:
     logits = [[0, 1, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1]]
-    confusion = predictions_of("sst", logits, [1, 4, 2]).confusion()
-    assert confusion is not None
-    assert np.argwhere(confusion.counts).tolist() == [[1, 1], [2, 4], [4, 4]]
+    counts = predictions_of("sst", logits, [1, 4, 2]).confusion()
+    assert counts is not None
+    assert np.argwhere(counts).tolist() == [[1, 1], [2, 4], [4, 4]]
     assert predictions_of("sts", [[0.0]], [2.5]).confusion() is None
-
-
-def test_an_id_with_a_line_end_stays_one_line() -> None:
-    predictions = predictions_of("sst", [[0, 1, 0, 0, 0]], [1])
-    predictions.corpus.id = lambda row: "a\nb\x1b[2J"
-    assert course_lines(predictions)[1] == "a\\nb\\x1b[2J , 1 "
-    assert json_records(predictions)[0]["id"] == "a\nb\x1b[2J", "JSON can say it"
 
 
 def test_files_of_predictions() -> None:

@@ -28,7 +28,7 @@ def test_a_file_stops_the_run_until_it_has_done_its_work(tmp_path: Path) -> None
     assert str(tmp_path / run_files.STOP) in preemption.reason
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_remembered_and_the_handlers_go_back(number: signal.Signals, tmp_path: Path) -> None:
     before = signal.getsignal(number)
     with Preemption(tmp_path, "evaluation") as preemption:
@@ -37,18 +37,6 @@ def test_a_signal_is_remembered_and_the_handlers_go_back(number: signal.Signals,
         assert preemption.request() == STOP
         assert preemption.reason == number.name
     assert signal.getsignal(number) == before
-
-
-def test_what_is_ignored_stays_so(tmp_path: Path) -> None:
-    """nohup: the terminal may go."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Preemption(tmp_path, "evaluation") as preemption:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert preemption.request() == CONTINUE
-            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 def test_every_so_many_steps(tmp_path: Path) -> None:
