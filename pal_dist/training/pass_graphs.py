@@ -73,14 +73,14 @@ class PassGraphs:
         self.recorded: OrderedDict[Hashable, RecordedPass] = OrderedDict()
         self.came_once: OrderedDict[Hashable, None] = OrderedDict()
         self.failed: set[Hashable] = set()
-        self.limits = self._limits
+        self.limits, self.gave_up = self._limits, False
         self.replays = self.passes = self.recordings = 0
         """Micro-batches by a graph, and in all; sizes that were recorded."""
 
     def __call__(self, on_host: Batch) -> Tensor:
         """The summed loss of each segment, (S,); the gradients are added to this rank's."""
-        if self.limits != self._limits:  # the guard has tightened them: room first
-            self.clear()
+        if self.limits != self._limits:  # the guard has tightened them: room first, and from now on
+            self.give_up()
         self.passes += 1
         signature = self._signature(on_host)
         if signature is None or signature in self.failed:
@@ -96,11 +96,10 @@ class PassGraphs:
             return self._kernel_by_kernel(on_host)
         return self._recorded_now(signature, on_host)
 
-    def clear(self) -> None:
-        """Forget all graphs and give their memory back."""
+    def give_up(self) -> None:
+        """Forget all graphs, give their memory back, record no others: there was less room than was planned."""
+        self.gave_up, self.limits = True, self._limits
         self.recorded.clear()
-        self.came_once.clear()
-        self.limits = self._limits
         self.run.engine.empty_cache()
 
     def summary(self) -> str:
@@ -114,7 +113,7 @@ class PassGraphs:
     def _signature(self, on_host: Batch) -> Hashable | None:
         """What decides a pass's kernels; None where nothing is to be recorded."""
         never_worked = len(self.failed) >= GIVES_UP_AFTER and not self.recordings
-        if on_host.size is None or never_worked:
+        if on_host.size is None or never_worked or self.gave_up:
             return None
         return tuple(segment.task for segment in on_host.segments), on_host.size, self.run.model.stage
 

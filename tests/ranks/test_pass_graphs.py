@@ -133,7 +133,7 @@ def test_a_failed_recording_costs_nothing(
 
 @pytest.mark.parametrize("place", ["forward", "backward"])
 def test_a_step_that_the_guard_runs_again(place: str, tiny_run, cache_dir: Path, tmp_path: Path) -> None:
-    """Law 4: limits are tightened, graphs of the old ones are dropped, the parameters are those of the plain path."""
+    """Law 4: limits are tightened, graphs give their memory back, the parameters are those of the plain path."""
     flags = STATIC | {"tokens_per_micro_batch": 4096}
     packed, _ = trained(tiny_run(**{**flags, "cuda_graphs": "off"}), cache_dir)
     again, graphs = trained(
@@ -143,6 +143,8 @@ def test_a_step_that_the_guard_runs_again(place: str, tiny_run, cache_dir: Path,
         lambda trainer: arm(trainer, place, "first"),
     )
     assert graphs.limits[0] < 4096
+    assert graphs.gave_up
+    assert not graphs.recorded
     assert_same(again, packed, 1e-11)
 
 
