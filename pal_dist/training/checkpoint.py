@@ -103,13 +103,18 @@ def _own_part(engine: Engine) -> dict[str, Tensor]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first, damaged ones among them."""
+    """Finished checkpoints, oldest first."""
+    return [path for path in checkpoint_folders(folder) if (path / STATE_FILE).is_file()]
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Where checkpoints are, oldest first; those among them that have lost their state too."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def newest_intact(folder: Path) -> Path | None:
     """The newest checkpoint all of whose files are there, as they were written; damaged ones are named."""
-    for path in checkpoints(folder)[::-1]:
+    for path in checkpoint_folders(folder)[::-1]:
         problem = find_damage(path)
         if problem is None:
             return path

@@ -20,7 +20,7 @@ from pal_dist.distributed.engine import Engine
 from pal_dist.monitoring import run_files
 from pal_dist.monitoring.run_records import read_config
 from pal_dist.monitoring.status_file import read_status
-from pal_dist.training.checkpoint import checkpoints, newest_intact
+from pal_dist.training.checkpoint import checkpoint_folders, newest_intact
 
 RUNS = Path("runs")
 """Where runs without --output_dir go, numbered."""
@@ -112,7 +112,7 @@ def _checkpoint_of(folder: Path) -> Path | None:
     checkpoint = newest_intact(folder / run_files.CHECKPOINTS)
     if checkpoint is not None:
         return checkpoint
-    if checkpoints(folder / run_files.CHECKPOINTS):
+    if checkpoint_folders(folder / run_files.CHECKPOINTS):
         raise UserError(f"{folder / run_files.CHECKPOINTS}: every checkpoint is damaged; choose a new --output_dir")
     if (folder / run_files.RESULTS).is_file():
         raise UserError(

@@ -19,6 +19,7 @@ from pal_dist.core.atomic_io import draft_of
 from pal_dist.core.errors import UserError
 from pal_dist.training import checkpoint
 from pal_dist.training.checkpoint import (
+    checkpoint_folders,
     checkpoints,
     find_damage,
     load_moments,
@@ -140,7 +141,7 @@ def test_a_file_that_is_gone_is_found(engine: Any, tmp_path: Path) -> None:
         (path,) = save(tmp_path / name, engine, 1)
         (path / name).unlink()
         assert name in str(find_damage(path))
-        assert checkpoints(tmp_path / name) == [path]
+        assert checkpoint_folders(tmp_path / name) == [path]
 
 
 def test_a_checkpoint_of_before_has_no_checksums(engine: Any, tmp_path: Path) -> None:
