@@ -216,9 +216,8 @@ def _in_buffer(
     import torch
 
     tokens, rows = segments[-1].tokens.stop, len(lengths)
-    scales = 2 * len(
-        segments
-    )  # int32 values of as many numbers in float64; first, for they have to stand at even places
+    # As many numbers in float64 as segments, each of two int32; first, since they have to stand at even places.
+    scales = 2 * len(segments)
     sizes = [scales, scales] + [tokens] * 3 + [rows + 1] + [segment.row_count + 1 for segment in segments] + [rows]
     factors, examples, ids, types, places, starts, *of_segments, labels = buffer.split(sizes)
     return Batch(

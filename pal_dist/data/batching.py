@@ -78,18 +78,24 @@ def _even_blocks(
 ) -> tuple[list[Rows], Rows]:
     """(blocks that hold nearly as many tokens each, the rows that make no whole block).
 
-    The longest rows that are left, one for each block, go to the blocks in turn: the longest of them to the block that
-    has least. The rows are in random order, so that those left over are any.
+    The rows are in random order, so that those left over are any.
     """
     count, short = divmod(len(rows), block)
-    whole = rows[short:]
-    longest_first = whole[np.argsort(-lengths[whole].astype(np.int64), kind="stable")]
-    blocks, tokens = np.empty((block, count), dtype=np.int64), np.zeros(count, dtype=np.int64)
-    for place, dealt in enumerate(longest_first.reshape(block, count)):
+    dealt, _ = _deal_in_rounds(lengths[rows[short:]].astype(np.int64), count)
+    return list(rows[short:][dealt].T), rows[:short]
+
+
+def _deal_in_rounds(sizes: NDArray[np.int64], bins: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(places of rows, (rounds, bins); tokens of each bin) for as many rows in each bin, and nearly as many tokens.
+
+    In a round the longest rows that are left are dealt, one to each bin: the longest of them to the bin that has least.
+    """
+    dealt, tokens = np.empty((len(sizes) // bins if bins else 0, bins), dtype=np.int64), np.zeros(bins, dtype=np.int64)
+    for number, group in enumerate(np.argsort(-sizes, kind="stable").reshape(dealt.shape)):
         least_loaded = np.argsort(tokens, kind="stable")
-        blocks[place, least_loaded] = dealt
-        tokens[least_loaded] += lengths[dealt]
-    return list(blocks.T), rows[:short]
+        dealt[number, least_loaded] = group
+        tokens[least_loaded] += sizes[group]
+    return dealt, tokens
 
 
 class Schedule:
@@ -197,14 +203,7 @@ def _evenly_by_task(
     parts: list[list[tuple[int, Rows]]] = [[] for _ in range(bins)]
     loads = np.zeros(bins, dtype=np.int64)
     for task, rows in step_rows:
-        own = lengths[task][rows].astype(np.int64)
-        tokens = np.zeros(bins, dtype=np.int64)
-        dealt = np.empty((len(rows) // bins, bins), dtype=np.int64)
-        # In each round every micro-batch gets a row, the longest of them the one that has least.
-        for place, group in enumerate(np.argsort(-own, kind="stable").reshape(-1, bins)):
-            least_loaded = np.argsort(tokens, kind="stable")
-            dealt[place, least_loaded] = group
-            tokens[least_loaded] += own[group]
+        dealt, tokens = _deal_in_rounds(lengths[task][rows].astype(np.int64), bins)
         for part, column in zip(parts, dealt.T, strict=True):
             part.append((task, rows[column]))
         loads += tokens

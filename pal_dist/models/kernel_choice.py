@@ -52,8 +52,8 @@ def choose_attention(
     Raises UserError where the device does not have the one that is asked for.
     """
     probe = torch.empty(0, device=place, dtype=dtype)
-    width = padded_head_width(head_width, kernel_target(probe))
     target = kernel_target(probe)
+    width = padded_head_width(head_width, target)
     prefer(asked)
     if asked == "auto":
         own = [name for name in UNASKED if suits(name, target, dtype=dtype, head_width=width)]

@@ -218,6 +218,12 @@ def cache_features(
     return features, replace(corpora, train=train, dev=dev)
 
 
+NO_GRAPHS_OTHERWISE = (
+    "the plan finds no time to be won or no room (--memory off tries them), or --attention takes a kernel that depends "
+    "on each row's length"
+)
+
+
 def graph_lines(run: Run) -> list[str]:
     """Whether micro-batches will be replayed, and why not."""
     if run.fixes_sizes:
@@ -227,7 +233,7 @@ def graph_lines(run: Run) -> list[str]:
         return []
     checkpointed = "layers are computed again in backward" if run.state.checkpoint_layers else ""
     reason = why_no_graphs(run.config, run.engine.strategy) or checkpointed
-    return [f"graphs: none; {reason or 'the plan finds no time to be won, or no room (--memory off tries them)'}"]
+    return [f"graphs: none; {reason or NO_GRAPHS_OTHERWISE}"]
 
 
 def begin_report(folder: Path, state: RunState, total_steps: int, engine: Engine) -> Report:

@@ -52,6 +52,7 @@ def test_an_objective() -> None:
     logits, labels = torch.randn(6, count.outputs), torch.arange(6.0)
     alone = sum(count.loss(logits[i : i + 1], labels[i : i + 1]) for i in range(6))
     torch.testing.assert_close(count.loss(logits, labels), alone)
+    torch.testing.assert_close(count.loss(logits, labels, has_unlabelled=True), alone)  # as training may call it
     best = np.log1p(labels).mean().expand(6, 1)
     assert float(count.loss(best, labels)) / 6 == pytest.approx(count.constant_loss(labels.numpy()))
     np.testing.assert_allclose(count.predict(labels.log1p()[:, None].numpy()), labels, rtol=1e-5)
